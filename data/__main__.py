@@ -1,0 +1,122 @@
+"""`python -m data COMMAND`: build, describe and check what is read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column, Table
+
+from data import DataError, variables, wind_scan
+from data.store import DYNAMIC_GROUPS, open_store
+from data.synthesize import Recipe, synthesize
+
+console = Console(width=max(110, Console().width))
+
+
+def synthesize_command(argv: list[str]) -> None:
+    """write a small physical reanalysis over real East Asian terrain"""
+    parser = _parser("synthesize", synthesize_command, "python -m data synthesize datasets/demo.zarr --days 90 --grid 64 128")
+    parser.add_argument("store", type=Path, help="directory of the new store")
+    parser.add_argument("--days", type=int, default=Recipe.days)
+    parser.add_argument("--grid", type=int, nargs=2, default=[Recipe.rows, Recipe.cols], metavar=("ROWS", "COLS"),
+                        help="any grid that divides 128 x 256 (default 64 128)")  # fmt: skip
+    parser.add_argument("--start", default=Recipe.start, help="first day, YYYY-MM-DD")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--blocking", type=float, default=Recipe.blocking, help="how strongly climbs hold air back, per km")
+    parser.add_argument("--missing", type=float, default=Recipe.missing, help="share of pollutant cells to hide")
+    parser.add_argument("--train", type=float, default=Recipe.train, help="share of the hours in the training split")
+    parser.add_argument("--validation", type=float, default=Recipe.validation, help="share in the validation split")
+    parser.add_argument("--shard-hours", type=int, default=Recipe.shard_hours)
+    a = parser.parse_args(argv)
+    recipe = Recipe(a.days, a.grid[0], a.grid[1], a.start, a.seed, a.blocking, a.missing, a.train, a.validation,
+                    a.shard_hours)  # fmt: skip
+    fingerprint = synthesize(a.store, recipe)
+    console.print(f"wrote {a.store}: {a.days} days on {a.grid[0]} x {a.grid[1]} cells, fingerprint {fingerprint[:12]}")
+
+
+def wind_scan_command(argv: list[str]) -> None:
+    """compute the wind-scan cache of a store: order tables and the sector of every region and hour"""
+    parser = _parser("wind-scan", wind_scan_command, "python -m data wind-scan datasets/demo.zarr --regions 8 16")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--out", type=Path, help="cache directory (default: STORE with the ending .wind_scan)")
+    parser.add_argument("--patch", type=int, default=2, help="pixels a side of a patch (default 2)")
+    parser.add_argument("--regions", type=int, nargs=2, default=[32, 32], metavar=("ROWS", "COLS"))
+    parser.add_argument("--sectors", type=int, default=16)
+    a = parser.parse_args(argv)
+    out = a.out or a.store.with_suffix(".wind_scan")
+    cache = wind_scan.build(open_store(a.store), out, patch=a.patch, regions=tuple(a.regions), sectors=a.sectors)
+    unknown = int((cache.sectors == wind_scan.NO_WIND).any(1).sum())
+    console.print(f"wrote {out}: orders {cache.orders_hash[:12]}, {len(cache.sectors)} hours, {unknown} without wind")
+
+
+def inspect_command(argv: list[str]) -> None:
+    """print what a store holds: grid, time, splits, statistics, missing shares, provenance, fingerprint"""
+    parser = _parser("inspect", inspect_command, "python -m data inspect datasets/demo.zarr")
+    parser.add_argument("store", type=Path)
+    store = open_store(parser.parse_args(argv).store)
+    about = Table("property", Column("value", overflow="fold"), title=str(store.path))
+    size = sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file())
+    files = sum(f.is_file() for f in store.path.rglob("*"))
+    about.add_row("grid", f"{store.grid[0]} x {store.grid[1]}, latitude {store.lat[0]:.3f} .. {store.lat[-1]:.3f}, "
+                          f"longitude {store.lon[0]:.3f} .. {store.lon[-1]:.3f}")  # fmt: skip
+    about.add_row("time", f"{store.times[0]} .. {store.times[-1]}, {len(store.times)} hours")
+    for name, (a, b) in store.splits.items():
+        about.add_row(f"split {name}", f"{store.times[a]} .. {store.times[b - 1]}, {b - a} hours")
+    about.add_row("size", f"{size / 1e6:.1f} MB in {files} files, {store.shard_hours} hours a shard")
+    for key, value in store.provenance.items():
+        about.add_row(key, str(value))
+    about.add_row("fingerprint", store.fingerprint)
+    console.print(about)
+    table = Table("variable", "units", "mean", "std", "min", "max", "missing %", title="statistics of the training split")
+    missing = {n: float(m) for g in DYNAMIC_GROUPS for n, m in zip(variables.names(g), store.missing[g].mean(0), strict=True)}
+    for name, s in store.statistics.items():
+        table.add_row(name, variables.BY_NAME[name].units, *(f"{s[k]:.5g}" for k in ("mean", "std", "min", "max")),
+                      f"{100 * missing.get(name, 0.0):.3f}")  # fmt: skip
+    console.print(table)
+    for group in DYNAMIC_GROUPS:
+        gaps = np.flatnonzero((store.missing[group] >= 1.0).all(1))
+        console.print(f"{group}: {len(gaps)} of {len(store.times)} hours wholly missing")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "synthesize": synthesize_command,
+    "wind-scan": wind_scan_command,
+    "inspect": inspect_command,
+}
+
+
+def _parser(name: str, command: Callable[[list[str]], None], example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m data {name}", description=command.__doc__, epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    listing = "\n".join(f"  {name:12s} {command.__doc__}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m data", description="Build, describe and check what is read.",
+        epilog=f"commands:\n{listing}\n\nexample:\n  python -m data synthesize datasets/demo.zarr",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    try:
+        COMMANDS[options.command](options.arguments)
+    except (DataError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

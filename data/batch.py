@@ -1,0 +1,102 @@
+"""One micro-batch: raw fields as read, and their normalisation on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataError, variables
+from data.store import Store
+
+
+@dataclass
+class Batch:
+    """Raw fields of B samples, in the units of variables.py, NaN where missing."""
+
+    weather: Tensor  # (B, 5, H, W) at t
+    chemistry: Tensor  # (B, 6, H, W) at t
+    target: Tensor  # (B, 6, H, W) at t + lead
+    lead_hours: Tensor  # (B,) float32
+    rank: Tensor  # (B, N) int64, place of every patch along the wind
+    hours: np.ndarray  # (B,) time index of t in the store
+    position: int  # of the first sample in the global stream, or in the list it comes from
+    counted: Tensor  # (B,) bool; False for samples that only fill up a rank's last evaluation batch
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to `device`; from pinned memory, without waiting, where there is a GPU."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+        return Batch(move(self.weather), move(self.chemistry), move(self.target), move(self.lead_hours),
+                     move(self.rank), self.hours, self.position, move(self.counted))  # fmt: skip
+
+
+@dataclass
+class Example:
+    """What the model and the loss see, on the device."""
+
+    inputs: Tensor  # (B, V, H, W) normalised, missing cells at the training mean
+    targets: Tensor  # (B, T, H, W) normalised; 0 where missing
+    weight: Tensor  # (B, T, H, W) area x domain x validity, mean 1 over the domain where nothing is missing
+    missing_inputs: Tensor  # () share of input cells that were filled
+
+
+class Normalizer:
+    """Turns a raw batch into a normalised example, with the statistics of the store's training split.
+
+    Static fields are read and normalised once. `area` is cos(latitude) inside the domain mask and 0 outside, scaled
+    to a mean of one over the domain.
+    """
+
+    def __init__(self, store: Store, inputs: list[str], targets: list[str], device: torch.device) -> None:
+        variables.require_known([*inputs, *targets])
+        for name in targets:
+            if variables.GROUP_OF[name] != "chemistry":
+                raise DataError(f"target '{name}' is not a pollutant; possible: {variables.names('chemistry')}.")
+        self.inputs, self.targets, self.statistics = inputs, targets, store.statistics
+        self.device = device
+
+        def column(names: list[str], key: str) -> Tensor:
+            return torch.tensor([store.statistics[n][key] for n in names], device=device)[:, None, None].float()
+
+        self.input_mean, self.input_std = column(inputs, "mean"), column(inputs, "std")
+        self.target_mean, self.target_std = column(targets, "mean"), column(targets, "std")
+        self.static = torch.stack([torch.from_numpy(store.static[n]) for n in variables.names("static")]).to(device)
+        cosine = np.cos(np.deg2rad(store.lat))[:, None] * store.static["domain_mask"]
+        if not cosine.any():
+            raise DataError(f"{store.path}: domain_mask is empty; there is nothing to train on.")
+        self.area = torch.from_numpy(cosine * cosine.size / cosine.sum()).float().to(device)
+        self._target_channels = [variables.CHANNEL_OF[n] for n in targets]
+
+    def __call__(self, batch: Batch) -> Example:
+        """Normalise; a missing input becomes the training mean, a missing target gets zero weight."""
+        raw = self._stack(batch)
+        valid = torch.isfinite(raw)
+        inputs = torch.where(valid, (raw - self.input_mean) / self.input_std, 0.0)
+        target = batch.target[:, self._target_channels]
+        known = torch.isfinite(target)
+        targets = torch.where(known, (target - self.target_mean) / self.target_std, 0.0)
+        return Example(inputs, targets, known * self.area, 1.0 - valid.float().mean())
+
+    def physical(self, targets: Tensor) -> Tensor:
+        """Normalised (B, T, H, W) targets -> ug m-3."""
+        return targets * self.target_std + self.target_mean
+
+    def persistence(self, batch: Batch) -> Tensor:
+        """The pollutants at t as a forecast of t + lead, (B, T, H, W) ug m-3, NaN where missing."""
+        return batch.chemistry[:, self._target_channels]
+
+    def truth(self, batch: Batch) -> Tensor:
+        """(B, T, H, W) ug m-3 at t + lead, NaN where missing."""
+        return batch.target[:, self._target_channels]
+
+    def _stack(self, batch: Batch) -> Tensor:
+        size = len(batch.lead_hours)
+        groups = {"weather": batch.weather, "chemistry": batch.chemistry,
+                  "static": self.static.expand(size, -1, -1, -1)}  # fmt: skip
+        planes = [groups[variables.GROUP_OF[n]][:, variables.CHANNEL_OF[n]] for n in self.inputs]
+        return torch.stack(planes, dim=1)

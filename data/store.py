@@ -1,0 +1,323 @@
+"""The zarr v3 store: layout, creation (init -> write blocks -> finalise), opening, fingerprint.
+
+Layout of STORE (dimension names and CF attributes make `xarray.open_zarr` show it as one dataset):
+  weather   (time, weather_variable, lat, lon)    float32, NaN where missing
+  chemistry (time, chemistry_variable, lat, lon)  float32, NaN where missing
+  static    (static_variable, lat, lon)           float32
+  weather_missing, chemistry_missing (time, *_variable)  share of missing cells
+  time, lat, lon, *_variable, *_units             coordinates
+Inner chunks hold one time step, shards `shard_hours` of them, so six years are a few hundred files.
+Root attributes: format, splits, statistics (training split only), provenance, content hash, fingerprint.
+A store is written under `STORE.partial` and renamed by `finalise`: what opens is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+import zarr
+
+from data import DataError, variables
+
+FORMAT = 1
+DYNAMIC_GROUPS = ("weather", "chemistry")
+EPOCH = np.datetime64("1970-01-01T00", "h")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store: metadata, coordinates and static fields; dynamic fields are read through `open_reader`."""
+
+    path: Path
+    times: np.ndarray  # (T,) datetime64[h]
+    lat: np.ndarray  # (H,) degrees north
+    lon: np.ndarray  # (W,) degrees east
+    static: dict[str, np.ndarray]  # name -> (H, W) float32, units of variables.py
+    missing: dict[str, np.ndarray]  # group -> (T, V) share of missing cells
+    statistics: dict[str, dict[str, float]]  # name -> mean, std, min, max, count
+    splits: dict[str, tuple[int, int]]  # name -> [first, last) time index
+    shard_hours: int
+    provenance: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return len(self.lat), len(self.lon)
+
+    def split(self, name: str) -> tuple[int, int]:
+        if name not in self.splits:
+            raise DataError(f"{self.path}: no split '{name}'; the store has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+
+def partial_path(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def create(
+    path: Path,
+    *,
+    times: np.ndarray,
+    lat: np.ndarray,
+    lon: np.ndarray,
+    static: dict[str, np.ndarray],
+    splits: dict[str, tuple[int, int]],
+    shard_hours: int,
+    provenance: dict[str, Any],
+) -> None:
+    """Write metadata, coordinates and static fields of a new store; dynamic blocks follow by `write_block`.
+
+    Args:
+        times: (T,) hourly datetime64, without gaps (a missing hour is a step of NaN).
+        splits: name -> [first, last) time index; statistics are fitted on the one called "train".
+
+    Raises:
+        DataError: the store exists, times are not hourly, splits overlap, or a static field is missing or impossible.
+    """
+    if path.exists():
+        raise DataError(f"{path} already exists. Remove it first, or write to another path.")
+    if not (np.diff(times.astype("datetime64[h]")).astype(int) == 1).all():
+        raise DataError(f"{path}: times must be hourly and without gaps (write a missing hour as NaN).")
+    bounds = sorted(splits.values())
+    overlap = any(a[1] > b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    if "train" not in splits or overlap or bounds[0][0] < 0 or bounds[-1][1] > len(times):
+        raise DataError(f"{path}: splits must include 'train', lie inside the data and not overlap: {splits}")
+    expected = variables.names("static")
+    if sorted(static) != sorted(expected):
+        raise DataError(f"{path}: static fields must be {expected}, got {sorted(static)}.")
+    shape = (len(lat), len(lon))
+    for name, field in static.items():
+        _check_range(name, field, where=str(path))
+        if field.shape != shape or not np.isfinite(field).all():
+            raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
+
+    root = zarr.open_group(partial_path(path), mode="w", zarr_format=3)
+    _coordinate(root, "time", (times.astype("datetime64[h]") - EPOCH).astype("int32"), ("time",),
+                standard_name="time", units="hours since 1970-01-01 00:00:00", calendar="proleptic_gregorian")
+    _coordinate(root, "lat", np.asarray(lat, "f8"), ("lat",), standard_name="latitude", units="degrees_north", axis="Y")
+    _coordinate(root, "lon", np.asarray(lon, "f8"), ("lon",), standard_name="longitude", units="degrees_east", axis="X")
+    for group, members in variables.GROUPS.items():
+        dim = f"{group}_variable"
+        _coordinate(root, dim, np.array([v.name for v in members], object), (dim,), long_name=f"{group} variable")
+        _coordinate(root, f"{group}_units", np.array([v.units for v in members], object), (dim,),
+                    long_name=f"units of the {group} variables")
+        if group == "static":
+            _coordinate(root, "static", np.stack([static[v.name] for v in members]).astype("f4"),
+                        (dim, "lat", "lon"), coordinates="static_units")
+            continue
+        array = root.create_array(
+            group, shape=(len(times), len(members), *shape), dtype="float32", fill_value=float("nan"),
+            chunks=(1, len(members), *shape), shards=(shard_hours, len(members), *shape),
+            compressors=None, dimension_names=("time", dim, "lat", "lon"),
+        )  # fmt: skip
+        array.attrs["coordinates"] = f"{group}_units"
+    root.attrs.update({
+        "Conventions": "CF-1.11", "store_format": FORMAT, "shard_hours": shard_hours, "provenance": provenance,
+        "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
+        "missing_values": "NaN; inputs are filled with the training mean, targets get zero weight",
+    })  # fmt: skip
+    (partial_path(path) / "done").mkdir(exist_ok=True)
+
+
+def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
+    """Write one whole shard of `group` and, last, its done-mark with moments, missing shares and hash.
+
+    Args:
+        start: first time index, a multiple of the shard length.
+        block: (hours, V, H, W) float32; `hours` is the shard length, or what is left of the series.
+
+    Raises:
+        DataError: the block is not exactly one shard, or holds values outside a variable's possible range.
+    """
+    root = zarr.open_group(partial_path(path), mode="r+")
+    array, shard_hours = root[group], int(root.attrs["shard_hours"])
+    assert isinstance(array, zarr.Array)
+    expected = min(shard_hours, array.shape[0] - start)
+    if start % shard_hours or len(block) != expected:
+        raise DataError(f"{path}/{group}: a block must be one whole shard ({expected} hours at {start}).")
+    for channel, variable in enumerate(variables.GROUPS[group]):
+        _check_range(variable.name, block[:, channel], where=f"{path} hours {start}..{start + len(block) - 1}")
+    array[start : start + len(block)] = block
+
+    train = _split_indices(root)["train"]
+    inside = block[max(0, train[0] - start) : max(0, train[1] - start)].astype("f8")
+    counted = np.isfinite(inside)
+    count = counted.sum((0, 2, 3))
+    mean = np.divide(np.nansum(inside, (0, 2, 3)), count, where=count > 0, out=np.zeros(len(count)))
+    deviation = np.where(counted, inside - mean[:, None, None], 0.0)
+    shard = start // shard_hours
+    mark = {
+        "sha256": hashlib.sha256(_shard_file(path, group, shard).read_bytes()).hexdigest(),
+        "count": count.tolist(), "mean": mean.tolist(), "m2": (deviation**2).sum((0, 2, 3)).tolist(),
+        "min": np.where(counted, inside, np.inf).min((0, 2, 3), initial=np.inf).tolist(),
+        "max": np.where(counted, inside, -np.inf).max((0, 2, 3), initial=-np.inf).tolist(),
+        "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
+    }  # fmt: skip
+    _done_mark(path, group, shard).write_text(json.dumps(mark))
+
+
+def finalise(path: Path) -> str:
+    """Merge the shards' moments into statistics, write the fingerprint and rename the store into place.
+
+    Returns:
+        The content fingerprint.
+
+    Raises:
+        DataError: shards are missing, or a variable is constant or absent over the training split.
+    """
+    partial = partial_path(path)
+    root = zarr.open_group(partial, mode="r+")
+    shard_hours = int(root.attrs["shard_hours"])
+    statistics: dict[str, dict[str, float]] = {}
+    hashes: dict[str, str] = {}
+    for group in DYNAMIC_GROUPS:
+        array = root[group]
+        assert isinstance(array, zarr.Array)
+        shards = -(-array.shape[0] // shard_hours)
+        absent = [i for i in range(shards) if not _done_mark(path, group, i).exists()]
+        if absent:
+            raise DataError(f"{path}: shards {absent[:8]} of '{group}' were never written ({len(absent)} in all).")
+        marks = [json.loads(_done_mark(path, group, i).read_text()) for i in range(shards)]
+        hashes |= {f"{group}/{i}": mark["sha256"] for i, mark in enumerate(marks)}
+        statistics |= _merge_moments(group, marks)
+        missing = np.array([step for mark in marks for step in mark["missing"]], "f4")
+        _coordinate(root, f"{group}_missing", missing, ("time", f"{group}_variable"),
+                    long_name="share of missing cells", units="1")  # fmt: skip
+    for name, field in zip(variables.names("static"), np.asarray(root["static"], "f8"), strict=True):
+        statistics[name] = {"mean": field.mean(), "std": field.std(), "min": field.min(), "max": field.max(),
+                            "count": field.size}  # fmt: skip
+    for name, numbers in statistics.items():
+        if not numbers["count"]:
+            raise DataError(f"{path}: '{name}' has no valid value in the training split; statistics cannot be fitted.")
+    static_hash = hashlib.sha256(np.ascontiguousarray(np.asarray(root["static"])).tobytes()).hexdigest()
+    root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in statistics.items()}
+    root.attrs["content"] = hashlib.sha256(json.dumps([hashes, static_hash]).encode()).hexdigest()
+    fingerprint = _fingerprint(root)
+    root.attrs["fingerprint"] = fingerprint
+    for mark in (partial / "done").iterdir():
+        mark.unlink()
+    (partial / "done").rmdir()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(partial)
+    (partial / "shards.json").write_text(json.dumps(hashes, indent=0))
+    partial.rename(path)
+    return fingerprint
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a finished store and check it against its own fingerprint.
+
+    Raises:
+        DataError: absent, unfinished, of another format, or its metadata was edited after it was written.
+    """
+    path = Path(path)
+    if not (path / "zarr.json").exists():
+        if partial_path(path).exists():
+            raise DataError(f"{path} is unfinished ({partial_path(path).name} exists): run the command that builds it.")
+        raise DataError(
+            f"no store at {path}. Build one with\n  python -m data synthesize {path}\n"
+            "or correct `data.store` in the configuration."
+        )
+    root = zarr.open_group(path, mode="r")
+    attrs = dict(root.attrs)
+    if attrs.get("store_format") != FORMAT:
+        raise DataError(f"{path} has store format {attrs.get('store_format')}, this code reads {FORMAT}: rebuild it.")
+    if _fingerprint(root) != attrs.get("fingerprint"):
+        raise DataError(
+            f"{path}: metadata does not match its fingerprint; statistics or coordinates were changed after the "
+            "store was written. Rebuild the store, or restore it from where it was copied."
+        )
+    times = EPOCH + np.asarray(root["time"]).astype("timedelta64[h]")
+    static = np.asarray(root["static"])
+    return Store(
+        path=path, times=times, lat=np.asarray(root["lat"]), lon=np.asarray(root["lon"]),
+        static=dict(zip(variables.names("static"), static, strict=True)),
+        missing={group: np.asarray(root[f"{group}_missing"]) for group in DYNAMIC_GROUPS},
+        statistics=attrs["statistics"], splits=_split_indices(root), shard_hours=attrs["shard_hours"],
+        provenance=attrs["provenance"], fingerprint=attrs["fingerprint"],
+    )  # fmt: skip
+
+
+def open_reader(store: Store, group: str, cache_bytes: int = 1 << 24) -> tensorstore.TensorStore:
+    """A reader of `group` whose `[t].read()` returns a future: (V, H, W) float32. Never open it before a fork.
+
+    The cache is there for the shards' indices; fields pass through it once.
+    """
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store.path / group)}}
+    return tensorstore.open(spec, read=True, open=True, context=context).result()
+
+
+def _coordinate(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> None:
+    if values.dtype == object:
+        array = root.create_array(name, shape=values.shape, dtype=str, dimension_names=dims)  # type: ignore[arg-type]
+        array[:] = values
+    else:
+        array = root.create_array(name, data=values, dimension_names=dims, overwrite=True)
+    array.attrs.update(attrs)
+
+
+def _check_range(name: str, values: np.ndarray, where: str) -> None:
+    variable = variables.BY_NAME[name]
+    if np.isinf(values).any():
+        raise DataError(f"{where}: '{name}' holds infinities. Missing values are NaN.")
+    if values.size and np.isfinite(values).any():
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        if low < variable.valid_min or high > variable.valid_max:
+            raise DataError(
+                f"{where}: '{name}' spans {low:.6g} .. {high:.6g}, possible is {variable.valid_min:g} .. "
+                f"{variable.valid_max:g} {variable.units}. Check the unit of the source."
+            )
+
+
+def _split_indices(root: zarr.Group) -> dict[str, tuple[int, int]]:
+    first = np.asarray(root["time"])[0]
+    hours = {k: [int((np.datetime64(t, "h") - EPOCH).astype(int) - first) for t in v]
+             for k, v in dict(root.attrs)["splits"].items()}  # type: ignore[union-attr]  # fmt: skip
+    return {name: (a, b + 1) for name, (a, b) in hours.items()}
+
+
+def _merge_moments(group: str, marks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Chan's parallel update of mean and second moment over all shards, a variable at a time."""
+    merged = {}
+    for channel, name in enumerate(variables.names(group)):
+        count, mean, m2 = 0.0, 0.0, 0.0
+        for mark in marks:
+            n, mu, s = mark["count"][channel], mark["mean"][channel], mark["m2"][channel]
+            if n:
+                delta, total = mu - mean, count + n
+                mean += delta * n / total
+                m2 += s + delta**2 * count * n / total
+                count = total
+        if count and m2 == 0.0:
+            raise DataError(f"'{name}' is constant ({mean:g}) over the training split; it cannot be normalised.")
+        merged[name] = {
+            "mean": mean, "std": float(np.sqrt(m2 / count)) if count else 0.0, "count": count,
+            "min": min(mark["min"][channel] for mark in marks), "max": max(mark["max"][channel] for mark in marks),
+        }  # fmt: skip
+    return merged
+
+
+def _fingerprint(root: zarr.Group) -> str:
+    """Identity of content and metadata: any change of values, coordinates, statistics or splits changes it."""
+    described = {k: root.attrs[k] for k in ("store_format", "splits", "statistics", "content")}
+    described |= {k: np.asarray(root[k]).tolist() for k in ("lat", "lon")}
+    described["time"] = [int(np.asarray(root["time"])[i]) for i in (0, -1)]
+    described["variables"] = {g: [[v.name, v.units] for v in members] for g, members in variables.GROUPS.items()}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _shard_file(path: Path, group: str, shard: int) -> Path:
+    return partial_path(path) / group / "c" / str(shard) / "0" / "0" / "0"
+
+
+def _done_mark(path: Path, group: str, shard: int) -> Path:
+    return partial_path(path) / "done" / f"{group}-{shard}.json"

@@ -1,0 +1,232 @@
+"""Wind-scan order tables and sector codes, in a versioned cache that a run opens and never builds.
+
+A sector s of S stands for the direction 2*pi*s/S, counter-clockwise from eastward, that the air moves *to*.
+Patches are ordered along it, upwind first: `order[k]` is the k-th patch downwind, `rank` its inverse.
+Tables are pure geometry (grid, spacing on the ground, sectors, regions); their identity is a hash of the orders.
+Beside them stands, for one dataset, the sector of the whole grid and of every region at every hour.
+
+CACHE/manifest.json   versions, geometry, hashes, fingerprint of the dataset
+CACHE/orders.npz      global_orders (S, N) int32, regional_orders (S, P) int32 (inside one region of P patches)
+CACHE/sectors.npy     (T, 1 + regions) uint8: global sector, then the regions in raster order; 255 = no valid wind
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data import DataError, variables
+from data.store import Store, open_reader
+
+FORMAT = 1
+ALGORITHM = 1
+NO_WIND = 255
+MODES = ("none", "global", "regional")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What determines the order tables."""
+
+    grid: tuple[int, int]  # pixels
+    patch: int  # pixels a side
+    regions: tuple[int, int]
+    sectors: int
+    aspect: float  # height of a cell on the ground over its width, at the middle latitude
+    north_first: bool  # row 0 is the northern edge
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        return self.grid[0] // self.patch, self.grid[1] // self.patch
+
+    @property
+    def region_patches(self) -> tuple[int, int]:
+        return self.patches[0] // self.regions[0], self.patches[1] // self.regions[1]
+
+
+@dataclass(frozen=True)
+class ScanCache:
+    """An opened cache: `ranks(mode, hours)` gives every patch's place downwind."""
+
+    path: Path
+    geometry: Geometry
+    global_orders: np.ndarray
+    regional_orders: np.ndarray
+    sectors: np.ndarray
+    orders_hash: str
+
+    @cached_property
+    def _global_ranks(self) -> np.ndarray:
+        return invert(self.global_orders)
+
+    @cached_property
+    def _regional_ranks(self) -> np.ndarray:
+        return invert(self.regional_orders)
+
+    def usable(self, mode: str) -> np.ndarray:
+        """(T,) bool: hours whose sectors are all known in this mode."""
+        if mode == "none":
+            return np.ones(len(self.sectors), bool)
+        codes = self.sectors[:, :1] if mode == "global" else self.sectors[:, 1:]
+        return np.asarray((codes != NO_WIND).all(1))
+
+    def ranks(self, mode: str, hours: np.ndarray) -> np.ndarray:
+        """(B, N) int64: the place along the wind of each raster patch, for time indices `hours` (B,).
+
+        Raises:
+            DataError: an hour has no valid wind.
+        """
+        gh, gw = self.geometry.patches
+        if mode == "none":
+            return np.broadcast_to(np.arange(gh * gw), (len(hours), gh * gw))
+        if not self.usable(mode)[hours].all():
+            raise DataError(f"{self.path}: no valid wind at time indices {hours[~self.usable(mode)[hours]].tolist()}.")
+        if mode == "global":
+            return self._global_ranks[self.sectors[hours, 0]]
+        rh, rw = self.geometry.region_patches
+        rows, cols = self.geometry.regions
+        local = self._regional_ranks[self.sectors[hours, 1:]]  # (B, R, P)
+        scanned = local + np.arange(rows * cols)[:, None] * (rh * rw)
+        blocks = scanned.reshape(len(hours), rows, cols, rh, rw).transpose(0, 1, 3, 2, 4)
+        return blocks.reshape(len(hours), gh * gw)
+
+
+def geometry_of(store: Store, patch: int, regions: tuple[int, int], sectors: int) -> Geometry:
+    """The scan geometry of a store.
+
+    Raises:
+        DataError: the grid is not a whole number of patches and regions.
+    """
+    rows, cols = store.grid
+    if rows % (patch * regions[0]) or cols % (patch * regions[1]):
+        raise DataError(
+            f"a grid of {rows} x {cols} pixels with {patch} x {patch} patches has {rows / patch:g} x {cols / patch:g} "
+            f"patches, not divisible into {regions[0]} x {regions[1]} regions: choose other --regions."
+        )
+    middle = np.deg2rad(store.lat.mean())
+    aspect = abs(store.lat[1] - store.lat[0]) / abs(store.lon[1] - store.lon[0]) / np.cos(middle)
+    return Geometry((rows, cols), patch, regions, sectors, round(float(aspect), 6), bool(store.lat[0] > store.lat[-1]))
+
+
+def order_along_wind(rows: int, cols: int, geometry: Geometry) -> np.ndarray:
+    """(S, rows*cols) int32: raster patches of a rows x cols block sorted upwind to downwind, for every sector.
+
+    Distances are ground distances. Projections are rounded before the stable sort, so that patches side by side
+    across the wind keep raster order on every machine.
+    """
+    angles = 2 * np.pi * np.arange(geometry.sectors) / geometry.sectors
+    north = np.arange(rows)[:, None] * (-1.0 if geometry.north_first else 1.0) * geometry.aspect
+    east = np.arange(cols)[None] * 1.0
+    along = np.cos(angles)[:, None, None] * east + np.sin(angles)[:, None, None] * north
+    return np.argsort(along.reshape(geometry.sectors, -1).round(6), axis=1, kind="stable").astype("i4")
+
+
+def invert(orders: np.ndarray) -> np.ndarray:
+    """(S, N) permutations -> their inverses, int64."""
+    ranks = np.empty(orders.shape, "i8")
+    np.put_along_axis(ranks, orders.astype("i8"), np.arange(orders.shape[1])[None], axis=1)
+    return ranks
+
+
+def sector_codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors: int) -> np.ndarray:
+    """Sector of the speed-weighted mean wind, of the whole grid and of each region.
+
+    Args:
+        u, v: (T, H, W) wind in m/s; NaN where missing.
+
+    Returns:
+        (T, 1 + regions) uint8; NO_WIND where no cell has a wind.
+    """
+    return np.concatenate([_codes(u, v, (1, 1), sectors), _codes(u, v, regions, sectors)], axis=1)
+
+
+def build(store: Store, path: Path, *, patch: int, regions: tuple[int, int], sectors: int) -> ScanCache:
+    """Compute orders and the sectors of every hour of `store`, and write the cache at `path`, replacing an older one."""
+    geometry = geometry_of(store, patch, regions, sectors)
+    orders = {
+        "global_orders": order_along_wind(*geometry.patches, geometry),
+        "regional_orders": order_along_wind(*geometry.region_patches, geometry),
+    }
+    reader, step = open_reader(store, "weather"), store.shard_hours
+    u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
+    codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
+    for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
+        block = reader[start : min(start + step, len(codes))].read().result()
+        codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    np.savez(partial / "orders.npz", **orders)  # type: ignore[arg-type]
+    np.save(partial / "sectors.npy", codes)
+    manifest = {
+        "format": FORMAT, "algorithm": ALGORITHM, "geometry": asdict(geometry),
+        "orders_sha256": hash_orders(**orders), "sectors_sha256": hashlib.sha256(codes.tobytes()).hexdigest(),
+        "store_fingerprint": store.fingerprint,
+    }  # fmt: skip
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+    return open_cache(path, store, patch=patch)
+
+
+def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
+    """Open the cache for `store` and check versions, geometry, hashes and the dataset it was made for.
+
+    Raises:
+        DataError: absent, of another version, grid or dataset, or its content differs from its hashes.
+    """
+    path = Path(path)
+    remedy = f"Build it with\n  python -m data wind-scan {store.path} --out {path}"
+    if not (path / "manifest.json").exists():
+        raise DataError(f"no wind-scan cache at {path}. {remedy}")
+    manifest = json.loads((path / "manifest.json").read_text())
+    if (manifest["format"], manifest["algorithm"]) != (FORMAT, ALGORITHM):
+        raise DataError(f"{path} has format {manifest['format']}, algorithm {manifest['algorithm']}; "
+                        f"this code reads {FORMAT}, {ALGORITHM}. {remedy}")  # fmt: skip
+    stated = manifest["geometry"]
+    geometry = Geometry(**{**stated, "grid": tuple(stated["grid"]), "regions": tuple(stated["regions"])})
+    expected = geometry_of(store, patch, geometry.regions, geometry.sectors)
+    for name, value in asdict(expected).items():
+        if getattr(geometry, name) != value:
+            raise DataError(f"{path} was built for {name} {getattr(geometry, name)}, the run has {value}. {remedy}")
+    if manifest["store_fingerprint"] != store.fingerprint:
+        raise DataError(f"{path} is stale: it was built for dataset {manifest['store_fingerprint'][:12]}, "
+                        f"{store.path} is {store.fingerprint[:12]}. {remedy}")  # fmt: skip
+    with np.load(path / "orders.npz", allow_pickle=False) as file:
+        orders = {name: file[name] for name in ("global_orders", "regional_orders")}
+    if hash_orders(**orders) != manifest["orders_sha256"]:
+        raise DataError(f"{path}/orders.npz does not match its recorded hash: an order was altered. {remedy}")
+    codes = np.load(path / "sectors.npy", mmap_mode="r", allow_pickle=False)
+    if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
+        raise DataError(f"{path}/sectors.npy does not match its recorded hash. {remedy}")
+    return ScanCache(path, geometry, orders["global_orders"], orders["regional_orders"], codes,
+                     manifest["orders_sha256"])  # fmt: skip
+
+
+def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:
+    """Identity of the tables: sha256 over shapes and little-endian int32 values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for table in (global_orders, regional_orders):
+        digest.update(json.dumps(table.shape).encode() + np.ascontiguousarray(table, "<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors: int) -> np.ndarray:
+    time, height, width = u.shape
+    rows, cols = regions
+    split = (time, rows, height // rows, cols, width // cols)
+    u, v = u.astype("f8").reshape(split), v.astype("f8").reshape(split)
+    valid = np.isfinite(u) & np.isfinite(v)
+    u, v = np.where(valid, u, 0.0), np.where(valid, v, 0.0)
+    speed = np.hypot(u, v)
+    angle = np.arctan2((v * speed).sum((2, 4)), (u * speed).sum((2, 4)))
+    codes = np.round(angle / (2 * np.pi / sectors)).astype(int) % sectors
+    return np.where(valid.any((2, 4)), codes, NO_WIND).reshape(time, -1).astype("u1")

@@ -1,0 +1,1 @@
+"""Everything that learns: the model, the loop, checkpoints and the commands around them."""

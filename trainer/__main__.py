@@ -1,0 +1,41 @@
+"""`python -m trainer COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from trainer import evaluate, forecast, plots, train
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "forecast": forecast.main,
+    "plot": plots.main,
+}
+
+SUMMARY = {
+    "train": "train, or continue a run (usually started by `deepspeed trainer/train.py`)",
+    "evaluate": "score a checkpoint: RMSE, MAE, bias and skill for every pollutant and lead time",
+    "forecast": "write the forecast from one analysis as a CF NetCDF file",
+    "plot": "draw loss curves, and truth / forecast / difference maps of a case",
+}
+
+
+def main(argv: list[str]) -> int:
+    listing = "\n".join(f"  {name:10s} {text}" for name, text in SUMMARY.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer", description="Train, score and draw air-quality forecasters.",
+        epilog=f"commands:\n{listing}\n\nexample:\n  python -m trainer evaluate runs/demo\n\n"
+        "`python -m trainer COMMAND --help` has the options and an example of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    return COMMANDS[options.command](options.arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

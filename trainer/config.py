@@ -1,0 +1,236 @@
+"""One typed tree for a run: YAML plus `key=value` overrides, validated wholly before anything starts.
+
+Unknown keys are errors with a suggestion. A key that a choice elsewhere makes inert is an error too, so a value that
+is written down is a value that acts; a test asserts that every field of the tree is read by the code.
+One clock counts everything: optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data import DataError
+from data.variables import MODEL_INPUTS, MODEL_TARGETS, require_known
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the message names the key and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    store: Path
+    inputs: list[str] = list(MODEL_INPUTS)
+    targets: list[str] = list(MODEL_TARGETS)
+    lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
+    prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        require_known([*self.inputs, *self.targets])
+        for names in (self.inputs, self.targets):
+            if len(set(names)) != len(names):
+                raise ValueError(f"a variable is listed twice in {names}")
+        absent = [t for t in self.targets if t not in self.inputs]
+        if absent:
+            raise ValueError(f"targets {absent} must also be inputs: the network predicts its input channels")
+        if len(set(self.lead_hours)) != len(self.lead_hours) or min(self.lead_hours) < 1:
+            raise ValueError(f"lead_hours {self.lead_hours} must be different and at least 1")
+        return self
+
+
+class WindScan(Section):
+    mode: Literal["none", "global", "regional"] = "regional"
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> WindScan:
+        if self.mode == "none" and self.cache is not None:
+            raise ValueError("wind_scan.cache is not read when wind_scan.mode is none: remove it")
+        if self.mode != "none" and self.cache is None:
+            raise ValueError(f"wind_scan.mode {self.mode} needs wind_scan.cache (python -m data wind-scan STORE)")
+        return self
+
+
+class Model(Section):
+    grid: tuple[int, int] = Field(description="pixels, rows and columns; must equal the store's")
+    patch: int = Field(2, ge=1)
+    width: int = Field(768, ge=4)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(8, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    elevation_bias: bool = True
+    alpha_init: float | None = None
+    recompute: Literal["none", "blocks"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.alpha_init is not None and not self.elevation_bias:
+            raise ValueError("model.alpha_init is not read when model.elevation_bias is false: remove it")
+        if self.grid[0] % self.patch or self.grid[1] % self.patch:
+            raise ValueError(f"grid {self.grid} is not a whole number of {self.patch} x {self.patch} patches")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be divisible by heads ({self.heads}) and by 4")
+        return self
+
+
+class Optimizer(Section):
+    lr: float = Field(5e-4, gt=0)
+    alpha_lr: float = Field(1e-2, gt=0, description="rate of elevation_alpha, which has no weight decay")
+    weight_decay: float = Field(1e-5, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0, description="global gradient norm")
+
+
+class Schedule(Section):
+    warmup_steps: int = Field(0, ge=0)
+    final_lr: float = Field(0.01, ge=0, le=1, description="rate at the last step, as a share of the peak")
+    decay_steps: int | None = Field(None, ge=1, description="length of the cosine; default: the run's steps")
+
+
+class Batch(Section):
+    total: int = Field(8, ge=1, description="global batch: micro x accumulation x world size")
+    micro: int = Field(1, ge=1)
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches a rank accumulates for one optimizer step.
+
+        Raises:
+            ConfigError: the global batch is not a multiple of micro x world size.
+        """
+        each = self.micro * world_size
+        if self.total % each:
+            below, above = self.total // each * each, math.ceil(self.total / each) * each
+            near = " or ".join(str(x) for x in (below, above) if x)
+            raise ConfigError(
+                f"batch.total={self.total} is not micro ({self.micro}) x accumulation x world size ({world_size}). "
+                f"Nearest possible: batch.total={near}."
+            )
+        return self.total // each
+
+
+class Validation(Section):
+    every: int = Field(100, ge=1)
+    samples: int = Field(64, ge=1)
+
+
+class Checkpointing(Section):
+    every: int = Field(200, ge=1)
+    keep_last: int = Field(3, ge=1)
+
+
+class Telemetry(Section):
+    every: int = Field(10, ge=1, description="steps between status lines")
+    wandb_project: str | None = None
+
+
+class Expect(Section):
+    """What the validation loss must be before step 1, as of a checkpoint one continues from."""
+
+    val_loss: float
+    tolerance: float = Field(gt=0)
+
+
+class Run(Section):
+    run_dir: Path
+    steps: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    resume: Literal["auto", "never"] = "auto"
+    timeout_minutes: float = Field(10.0, gt=0, description="longest wait in a collective")
+    data: Data
+    wind_scan: WindScan = WindScan(mode="none")
+    model: Model
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    batch: Batch = Batch()
+    validation: Validation = Validation()
+    checkpoint: Checkpointing = Checkpointing()
+    telemetry: Telemetry = Telemetry()
+    expect: Expect | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Run:
+        if self.schedule.warmup_steps >= (self.schedule.decay_steps or self.steps):
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than the schedule's length "
+                f"({self.schedule.decay_steps or self.steps})"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Run:
+    """Read YAML, apply `key=value` overrides (values are YAML, keys dotted) and validate the whole tree.
+
+    Raises:
+        ConfigError: the file is absent or not YAML, or a key or value is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration at {path}. Examples lie in launch/configs/.")
+    try:
+        tree = yaml.safe_load(path.read_text())
+        for override in overrides or []:
+            _apply(tree, override)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} or an override is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must be a mapping of keys, see launch/configs/demo.yaml.")
+    return validate(tree, source=str(path))
+
+
+def validate(tree: dict[str, Any], source: str) -> Run:
+    """Build the typed tree; `source` names its origin in messages.
+
+    Raises:
+        ConfigError: listing every wrong key and value, with suggestions.
+    """
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{source} is not a valid run:\n" + "\n".join(f"  {line}" for line in lines)) from error
+    except DataError as error:
+        raise ConfigError(f"{source} is not a valid run:\n  {error}") from error
+
+
+def dump(run: Run) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override '{override}' is not of the form key=value, as in batch.micro=2")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+    tree[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}"
+    section: Any = Run
+    for part in error["loc"][:-1]:
+        section = section.model_fields[part].annotation
+        section = next((a for a in getattr(section, "__args__", ()) if a is not type(None)), section)
+    near = get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"{where}: unknown key; {hint}"

@@ -1,0 +1,107 @@
+"""Run configuration + ds_configs/*.json -> DeepSpeed engine, optimizer groups, learning rate."""
+
+from __future__ import annotations
+
+import json
+import math
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import ConfigError, Run, Schedule
+from trainer.runtime import World
+
+DEEPSPEED_KEYS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
+    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "aio",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type",
+    "data_types",
+)  # fmt: skip
+
+
+def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:
+    """Rate for optimizer step `step` (0-based): linear warm-up, then a cosine down to `final_lr` x peak."""
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    length = (schedule.decay_steps or steps) - schedule.warmup_steps
+    progress = min(1.0, (step - schedule.warmup_steps) / length)
+    return peak * (schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
+    """AdamW groups: decay (matrices), no_decay (norms, biases, embeddings), elevation_alpha (own rate, no decay)."""
+    groups: dict[str, dict[str, Any]] = {
+        "decay": {"params": [], "weight_decay": run.optimizer.weight_decay, "peak_lr": run.optimizer.lr},
+        "no_decay": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.lr},
+        "elevation_alpha": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.alpha_lr},
+    }
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "elevation_alpha":
+            groups[leaf]["params"].append(parameter)
+        elif parameter.ndim < 2 or leaf in ("pos_embed", "var_embed", "var_query", "proj_biases"):
+            groups["no_decay"]["params"].append(parameter)
+        else:
+            groups["decay"]["params"].append(parameter)
+    return [{"name": name, "lr": group["peak_lr"], **group} for name, group in groups.items() if group["params"]]
+
+
+def set_learning_rates(engine: Any, step: int, run: Run) -> float:
+    """Set every group's rate for `step`; returns that of the first group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(group["peak_lr"], step, run.steps, run.schedule)
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, Any]:
+    """Read DeepSpeed's JSON and fill every "auto" from the run.
+
+    Raises:
+        ConfigError: absent file, unknown key, or a value that contradicts the run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no DeepSpeed configuration at {path}. They lie in ds_configs/.")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    for key in config:
+        if key not in DEEPSPEED_KEYS:
+            near = get_close_matches(key, DEEPSPEED_KEYS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "optimizer and schedule belong in the run's configuration."
+            raise ConfigError(f"{path}: '{key}' is not read; {hint}")
+    decided: dict[str, Any] = {
+        "train_batch_size": run.batch.total,
+        "train_micro_batch_size_per_gpu": run.batch.micro,
+        "gradient_accumulation_steps": run.batch.accumulation(world_size),
+        "gradient_clipping": run.optimizer.clip,
+    }
+    for key, value in decided.items():
+        if config.get(key, "auto") not in ("auto", value):
+            raise ConfigError(f"{path}: {key}={config[key]} contradicts the run's {value}; write \"auto\" there.")
+        config[key] = value
+    bf16 = config.setdefault("bf16", {"enabled": "auto"})
+    if bf16.get("enabled", "auto") not in ("auto", run.precision == "bf16"):
+        raise ConfigError(f"{path}: bf16.enabled={bf16['enabled']} contradicts precision={run.precision}; write \"auto\".")
+    bf16["enabled"] = run.precision == "bf16"
+    return config
+
+
+def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any], world: World) -> Any:
+    """Wrap `model` (the same weights on every rank, or rank 0's are broadcast) in a DeepSpeed engine."""
+    import deepspeed
+
+    groups = parameter_groups(model, run)
+    offload = "offload_optimizer" in deepspeed_config["zero_optimization"]
+    if offload:
+        deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+    optimizer = torch.optim.AdamW(
+        groups, lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, fused=not offload
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)
+    return engine

@@ -1,0 +1,86 @@
+"""`python -m trainer evaluate RUN_DIR`: errors and skill of a checkpoint on held-out days, in physical units."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data.variables import BY_NAME
+from trainer.metrics import normalised_loss, score
+from trainer.trained import Trained, load_trained, run_command
+
+
+def evaluate(trained: Trained, split: str, samples: int | None) -> dict[str, Any]:
+    """Score on `split` ("validation", "test"): all samples, or `samples` spread evenly over it.
+
+    Returns:
+        JSON values: identity of checkpoint, data and scan beside {pollutant: {lead: {metric: number}}}.
+    """
+    index = trained.inputs.index(split)
+    numbers = np.arange(len(index)) if samples is None else index.evenly(samples)
+    micro = trained.run.batch.micro
+    batches = trained.inputs.stream(index).listed(numbers, micro)
+    shown = track(batches, "evaluating", total=-(-len(numbers) // micro), console=Console(stderr=True))
+    sums = score(trained.model, shown, trained.inputs)
+    table = sums.table()
+    targets = trained.inputs.normalizer.targets
+    return {
+        "checkpoint": str(trained.checkpoint), "step": trained.manifest["step"],
+        "fingerprints": trained.inputs.fingerprints(), "split": split, "samples": len(numbers),
+        "period": [str(trained.inputs.store.times[index.t.min()]), str(trained.inputs.store.times[index.t.max()])],
+        "loss": normalised_loss(sums, trained.inputs.normalizer), "baseline": "persistence",
+        "scores": {
+            name: {f"{lead}h": {"units": BY_NAME[name].units, **{k: _number(t[row, column]) for k, t in table.items()}}
+                   for column, lead in enumerate(sums.lead_hours)}
+            for row, name in enumerate(targets)
+        },
+    }  # fmt: skip
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print one row for every pollutant and lead time."""
+    title = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
+    table = Table("pollutant", "units", "lead", "RMSE", "MAE", "bias", "persistence RMSE", "skill", title=title)
+    for name, leads in result["scores"].items():
+        for lead, s in leads.items():
+            values = ["-" if s[k] is None else f"{s[k]:.2f}" for k in ("rmse", "mae", "bias", "persistence_rmse")]
+            skill = "-" if s["skill"] is None else f"{s['skill']:+.3f}"
+            style = "green" if (s["skill"] or 0) > 0 else "red"
+            table.add_row(name, s["units"], lead, *values, f"[{style}]{skill}[/]")
+        table.add_section()
+    console.print(table)
+    console.print("skill = 1 - MSE / MSE of persistence: 1 is perfect, 0 is as good as assuming nothing changes")
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(float(value)) else float(value)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer evaluate", description=__doc__,
+        epilog="example:\n  python -m trainer evaluate runs/demo --split test --samples 200",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--samples", type=int, help="spread evenly over the split (default: all)")
+
+    def command(options: argparse.Namespace) -> None:
+        result = evaluate(load_trained(options.run_dir, options.checkpoint), options.split, options.samples)
+        path = options.run_dir / f"evaluation-{options.split}.json"
+        path.write_text(json.dumps(result, indent=1))
+        console = Console(width=max(110, Console().width))
+        show(result, console)
+        console.print(f"wrote {path}")
+
+    return run_command(argv, parser, command)

@@ -1,0 +1,89 @@
+"""`python -m trainer forecast RUN_DIR --time T --out FILE`: the forecast from one analysis, as CF NetCDF."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from data import DataError
+from data.batch import Batch
+from data.stream import SampleIndex
+from data.variables import BY_NAME
+from trainer.trained import Trained, load_trained, run_command
+
+
+@torch.no_grad()
+def forecast(trained: Trained, hour: int, lead_hours: list[int]) -> tuple[Batch, Tensor]:
+    """Forecast all targets from the analysis at time index `hour`.
+
+    Returns:
+        The batch (one sample a lead time, with truth and persistence) and (L, T, H, W) in ug m-3.
+
+    Raises:
+        DataError: analysis or verifying time is outside the store.
+    """
+    store = trained.inputs.store
+    if hour < 0 or hour + max(lead_hours) >= len(store.times):
+        raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
+    index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
+    raw = next(trained.inputs.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
+    batch, _, arguments = trained.inputs.prepare(raw)
+    return batch, trained.inputs.normalizer.physical(trained.model(*arguments).float())
+
+
+def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tensor) -> xr.Dataset:
+    """(L, T, H, W) ug m-3 -> CF dataset with lead time, latitude and longitude."""
+    store = trained.inputs.store
+    targets = trained.inputs.normalizer.targets
+    leads = xr.Variable("lead_time", lead_hours, {"standard_name": "forecast_period", "units": "hours"})
+    coordinates = {
+        "lead_time": leads, "time": store.times[hour].astype("datetime64[ns]"),
+        "lat": ("lat", store.lat, {"standard_name": "latitude", "units": "degrees_north"}),
+        "lon": ("lon", store.lon, {"standard_name": "longitude", "units": "degrees_east"}),
+    }  # fmt: skip
+    variables = {
+        name: (("lead_time", "lat", "lon"), fields[:, i].cpu().numpy(),
+               {"units": BY_NAME[name].units, "standard_name": BY_NAME[name].standard_name})
+        for i, name in enumerate(targets)
+    }  # fmt: skip
+    attributes = {"Conventions": "CF-1.11", "source": f"{trained.checkpoint}, step {trained.manifest['step']}",
+                  **{f"{k}_fingerprint": v for k, v in trained.inputs.fingerprints().items()}}  # fmt: skip
+    return xr.Dataset(variables, coordinates, attributes)
+
+
+def hour_of(trained: Trained, time: str | None) -> int:
+    """Time index of an ISO time; by default the middle of the test split."""
+    store = trained.inputs.store
+    if time is None:
+        first, last = store.split("test")
+        return first + (last - first - max(trained.run.data.lead_hours)) // 2
+    try:
+        return int((np.datetime64(time, "h") - store.times[0]).astype(int))
+    except ValueError as error:
+        raise DataError(f"'{time}' is not a time: write it as {store.times[0]}.") from error
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer forecast", description=__doc__,
+        epilog="example:\n  python -m trainer forecast runs/demo --time 2015-03-25T06 --out forecast.nc",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    parser.add_argument("--time", help="hour of the analysis, UTC (default: the middle of the test split)")
+    parser.add_argument("--out", type=Path, required=True, help="NetCDF file to write")
+
+    def command(options: argparse.Namespace) -> None:
+        trained = load_trained(options.run_dir, options.checkpoint)
+        hour, leads = hour_of(trained, options.time), trained.run.data.lead_hours
+        _, fields = forecast(trained, hour, leads)
+        to_dataset(trained, hour, leads, fields).to_netcdf(options.out)
+        print(f"wrote {options.out}: {', '.join(trained.inputs.normalizer.targets)} from {trained.inputs.store.times[hour]}")
+
+    return run_command(argv, parser, command)

@@ -1,0 +1,76 @@
+"""What a run reads, opened as its configuration says; shared by training, evaluation and forecasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data import DataError
+from data.batch import Batch, Example, Normalizer
+from data.store import Store, open_store
+from data.stream import SampleIndex, Stream, index_samples
+from data.wind_scan import ScanCache, open_cache
+from trainer.config import Run
+from trainer.model.topoflow import Architecture, patch_mean
+
+
+@dataclass
+class Inputs:
+    """The opened store and wind-scan cache, and what turns their batches into model arguments."""
+
+    run: Run
+    store: Store
+    scan: ScanCache | None
+    normalizer: Normalizer
+    elevation: Tensor  # (N,) mean elevation of every patch, m
+    device: torch.device
+
+    def index(self, split: str) -> SampleIndex:
+        return index_samples(self.store, split, self.run.data.lead_hours, self.scan, self.run.wind_scan.mode, self.run.seed)
+
+    def stream(self, index: SampleIndex) -> Stream:
+        mode, patches = self.run.wind_scan.mode, len(self.elevation)
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches)
+
+    def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
+        """A batch on the device, its normalised example, and the model's arguments."""
+        batch = batch.to(self.device)
+        example = self.normalizer(batch)
+        return batch, example, (example.inputs, batch.lead_hours, self.elevation, batch.rank)
+
+    def fingerprints(self) -> dict[str, str]:
+        scan = self.scan.orders_hash if self.scan is not None else "none"
+        return {"data": self.store.fingerprint, "wind_scan_orders": scan}
+
+
+def open_inputs(run: Run, device: torch.device) -> Inputs:
+    """Open everything a run reads.
+
+    Raises:
+        DataError: a store or cache is absent, stale, or of another grid.
+    """
+    store = open_store(run.data.store)
+    if store.grid != run.model.grid:
+        raise DataError(
+            f"{store.path} has a grid of {store.grid[0]} x {store.grid[1]}, model.grid is {run.model.grid[0]} x "
+            f"{run.model.grid[1]}. Set model.grid={list(store.grid)}, or point data.store at another store."
+        )
+    scan = None
+    if run.wind_scan.cache is not None:
+        scan = open_cache(run.wind_scan.cache, store, patch=run.model.patch)
+    normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
+    elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
+    return Inputs(run, store, scan, normalizer, elevation, device)
+
+
+def architecture(run: Run) -> Architecture:
+    """The network that a configuration describes."""
+    model = run.model
+    return Architecture(
+        grid=model.grid, variables=len(run.data.inputs), patch=model.patch, width=model.width, depth=model.depth,
+        target_channels=tuple(run.data.inputs.index(name) for name in run.data.targets), heads=model.heads,
+        mlp_ratio=model.mlp_ratio, drop_path=model.drop_path, dropout=model.dropout, recompute=model.recompute,
+        elevation_bias=model.elevation_bias, alpha_init=0.01 if model.alpha_init is None else model.alpha_init,
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Errors and skill: the training loss, and exact accumulators that merge over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.batch import Batch, Normalizer
+from trainer.inputs import Inputs
+
+
+def weighted_mse(forecast: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of each variable, averaged over samples and the weighted area.
+
+    The divisor is the number of cells, not of valid ones: weights have mean one over a complete domain, so a missing
+    cell contributes nothing, and a batch split over ranks has the mean of its parts.
+
+    Args:
+        forecast, target, weight: (B, T, H, W); normalised units.
+
+    Returns:
+        (T,) fp32.
+    """
+    return (weight * (forecast.float() - target) ** 2).mean(dim=(0, 2, 3))
+
+
+class ErrorSums:
+    """Weighted sums of errors per (variable, lead time); fp64, so that any order of ranks and batches agrees.
+
+    Kinds: squared error, absolute error and error of the forecast; squared error of persistence.
+    """
+
+    KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "persistence_weight")
+
+    def __init__(self, variables: int, lead_hours: list[int], device: torch.device) -> None:
+        self.lead_hours = lead_hours
+        shape = (len(self.KINDS), variables, len(lead_hours))
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(self, forecast: Tensor, truth: Tensor, persistence: Tensor, area: Tensor, lead_hours: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            forecast, truth, persistence: (B, T, H, W) in the same units; NaN where truth or persistence is missing.
+            area: (H, W) weights.
+            lead_hours: (B,).
+        """
+        truth, forecast, persistence = truth.double(), forecast.double(), persistence.double()
+        known, comparable = torch.isfinite(truth), torch.isfinite(truth) & torch.isfinite(persistence)
+        error = torch.where(known, forecast - truth, 0.0)
+        persistence_error = torch.where(comparable, persistence - truth, 0.0)
+        weight = area.double() * known
+        per_sample = torch.stack([
+            (weight * error**2).sum((2, 3)), (weight * error.abs()).sum((2, 3)), (weight * error).sum((2, 3)),
+            (area.double() * persistence_error**2).sum((2, 3)), weight.sum((2, 3)),
+            (area.double() * comparable).sum((2, 3)),
+        ])  # (kind, B, T)  # fmt: skip
+        for column, lead in enumerate(self.lead_hours):
+            self.sums[:, :, column] += per_sample[:, lead_hours == lead].sum(1)
+
+    def all_reduce(self) -> None:
+        """Sum over all ranks of the default process group, if there is one."""
+        if dist.is_initialized():
+            dist.all_reduce(self.sums)
+
+    def table(self) -> dict[str, Tensor]:
+        """(T, L) fp64 each: rmse, mae, bias, persistence_rmse and skill = 1 - MSE / MSE of persistence (Murphy 1988).
+
+        NaN where no cell was valid.
+        """
+        squared, absolute, error, persistence, weight, persistence_weight = self.sums
+        mse, persistence_mse = squared / weight, persistence / persistence_weight
+        return {
+            "rmse": mse.sqrt(), "mae": absolute / weight, "bias": error / weight,
+            "persistence_rmse": persistence_mse.sqrt(), "skill": 1.0 - mse / persistence_mse,
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def score(model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs) -> ErrorSums:
+    """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out."""
+    normalizer = inputs.normalizer
+    sums = ErrorSums(len(normalizer.targets), inputs.run.data.lead_hours, inputs.device)
+    for raw in batches:
+        batch, _, arguments = inputs.prepare(raw)
+        forecast = normalizer.physical(model(*arguments).float())
+        truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
+        sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours)
+    return sums
+
+
+def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
+    """The training loss over scored samples: mean over variables of the squared error in normalised units."""
+    squared, weight = sums.sums[0].sum(1), sums.sums[4].sum(1)
+    return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())

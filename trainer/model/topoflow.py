@@ -1,0 +1,197 @@
+"""TopoFlow: a ClimaX-style vision transformer with wind-scan positions and an elevation-biased first block.
+
+One analysis of V variables on an H x W grid -> the target variables `lead_hours` later on the same grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from trainer.model.attention import Attention
+from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate
+from trainer.model.timm_layers import DropPath, Mlp, trunc_normal_
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Every number that determines parameter names and shapes, and the regularisation."""
+
+    grid: tuple[int, int]  # pixels
+    variables: int
+    target_channels: tuple[int, ...]  # indices of the targets among the variables
+    patch: int = 2
+    width: int = 768
+    depth: int = 6
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    dropout: float = 0.1
+    elevation_bias: bool = True
+    alpha_init: float = 0.01
+    recompute: str = "none"  # none | blocks: activations of a block are recomputed in the backward pass
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        return self.grid[0] // self.patch, self.grid[1] // self.patch
+
+
+class Block(nn.Module):
+    """The only block: pre-norm attention and MLP, each on a residual branch with stochastic depth."""
+
+    def __init__(self, arch: Architecture, elevation_bias: bool, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(arch.width, eps=1e-5)
+        self.attn = Attention(arch.width, arch.heads, elevation_bias, arch.alpha_init)
+        self.norm2 = nn.LayerNorm(arch.width, eps=1e-5)
+        self.mlp = Mlp(arch.width, int(arch.width * arch.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, elevation: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), elevation))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class TopoFlow(nn.Module):
+    """The network. `forward(x, lead_hours, elevation, rank)`; see there for shapes and units.
+
+    Raises:
+        ValueError: grid and patch, or width and heads, do not divide.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        if arch.grid[0] % arch.patch or arch.grid[1] % arch.patch:
+            raise ValueError(f"model.grid {arch.grid} is not a whole number of {arch.patch} x {arch.patch} patches")
+        if arch.width % arch.heads or arch.width % 4:
+            raise ValueError(f"model.width {arch.width} must be divisible by heads ({arch.heads}) and by 4")
+        self.arch = arch
+        rows, cols = arch.patches
+        self.var_embed = nn.Parameter(torch.empty(1, arch.variables, arch.width))
+        self.var_query = nn.Parameter(torch.zeros(1, 1, arch.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, rows * cols, arch.width))
+        self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width)
+        self.var_agg = VariableAggregation(arch.width, arch.heads)
+        self.lead_time_embed = nn.Linear(1, arch.width)
+        self.dropout = nn.Dropout(arch.dropout)
+        rates = torch.linspace(0, arch.drop_path, arch.depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(arch, elevation_bias=arch.elevation_bias and i == 0, drop_path=rates[i]) for i in range(arch.depth)
+        )
+        self.norm = nn.LayerNorm(arch.width, eps=1e-5)
+        self.head = nn.Sequential(
+            nn.Linear(arch.width, arch.width), nn.GELU(),
+            nn.Linear(arch.width, arch.width), nn.GELU(),
+            nn.Linear(arch.width, arch.variables * arch.patch**2),
+        )  # fmt: skip
+        rows_of_targets = torch.arange(arch.variables * arch.patch**2).view(arch.patch**2, arch.variables)
+        self.register_buffer("head_rows", rows_of_targets[:, list(arch.target_channels)].flatten(), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        rows, cols = self.arch.patches
+        with torch.no_grad():
+            self.pos_embed.copy_(torch.from_numpy(sincos_2d(self.arch.width, rows, cols)))
+            self.var_embed.copy_(torch.from_numpy(sincos_1d(self.arch.width, np.arange(self.arch.variables))))
+
+    def forward(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> Tensor:
+        """Forecast the targets.
+
+        Args:
+            x: (B, V, H, W) normalised analysis.
+            lead_hours: (B,) hours ahead.
+            elevation: (N,) or (B, N) mean elevation of each patch in metres, raster order.
+            rank: (B, N) int64 place of each raster patch along the wind; arange(N) for no scan.
+
+        Returns:
+            (B, T, H, W) normalised targets, in the weights' dtype.
+
+        Raises:
+            ValueError: an argument has the wrong shape.
+        """
+        self._check_door(x, lead_hours, elevation, rank)
+        dtype = self.pos_embed.dtype
+        tables = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
+        tokens = embed_and_aggregate(self._pixels(x), *tables, dtype=dtype)
+        tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
+        tokens = tokens + self.lead_time_embed(lead_hours[:, None].to(dtype))[:, None]
+        tokens = self.dropout(tokens)
+        elevation = elevation.expand(len(x), -1)
+        for block in self.blocks:
+            if self.arch.recompute == "blocks" and self.training:
+                tokens = checkpoint(block, tokens, elevation, use_reentrant=False)
+            else:
+                tokens = block(tokens, elevation)
+        hidden = self.head[:-1](self.norm(tokens))
+        last = self.head[-1]
+        return self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
+
+    def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> None:
+        batch, tokens = x.shape[0], self.arch.patches[0] * self.arch.patches[1]
+        expected = (self.arch.variables, *self.arch.grid)
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
+        if tuple(lead_hours.shape) != (batch,):
+            raise ValueError(f"lead_hours must have shape ({batch},), got {tuple(lead_hours.shape)}: pass one number a sample")
+        if tuple(elevation.shape) not in ((tokens,), (batch, tokens)):
+            raise ValueError(f"elevation must have shape ({tokens},) or ({batch}, {tokens}), got {tuple(elevation.shape)}")
+        if tuple(rank.shape) != (batch, tokens):
+            raise ValueError(f"rank must have shape ({batch}, {tokens}), got {tuple(rank.shape)}")
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """(B, V, H, W) -> (B, N, V, p*p), in fp32 at least."""
+        (rows, cols), p = self.arch.patches, self.arch.patch
+        x = x.view(len(x), self.arch.variables, rows, p, cols, p).permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(len(x), rows * cols, self.arch.variables, p * p).to(torch.promote_types(x.dtype, torch.float32))
+
+    def _to_map(self, tokens: Tensor) -> Tensor:
+        (rows, cols), p = self.arch.patches, self.arch.patch
+        tokens = tokens.view(len(tokens), rows, cols, p, p, len(self.arch.target_channels))
+        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * p, cols * p)
+
+
+class PositionsAlongWind(torch.autograd.Function):
+    """pos_embed (N, D), rank (B, N) -> pos_embed[rank] (B, N, D); the backward is a gather by the inverse.
+
+    A scan P that permutes tokens, adds positions and is undone at the output equals adding P^-1 pos in place,
+    because every layer between is permutation-equivariant. Nothing moves, so nothing has to be put back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pos_embed: Tensor, rank: Tensor) -> Tensor:
+        ctx.save_for_backward(rank)
+        return pos_embed[rank]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rank,) = ctx.saved_tensors
+        order = torch.empty_like(rank).scatter_(1, rank, torch.arange(rank.shape[1], device=rank.device).expand_as(rank))
+        return sum(g[o] for g, o in zip(grads[0], order, strict=True)), None  # type: ignore[return-value]
+
+
+def patch_mean(field: Tensor, patch: int) -> Tensor:
+    """(H, W) -> (N,) means over p x p pixels, raster order."""
+    return F.avg_pool2d(field[None, None].float(), patch).flatten()
+
+
+def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
+    """(M,) positions -> (M, width) sine then cosine at geometric frequencies (Vaswani et al. 2017), float32."""
+    frequency = 1.0 / 10000 ** (np.arange(width // 2) / (width / 2.0))
+    angles = np.einsum("m,d->md", positions.reshape(-1).astype("f8"), frequency)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype("f4")
+
+
+def sincos_2d(width: int, rows: int, cols: int) -> np.ndarray:
+    """(rows*cols, width): the first half of the width encodes the column, the second the row (He et al. 2022)."""
+    col, row = np.meshgrid(np.arange(cols), np.arange(rows))
+    return np.concatenate([sincos_1d(width // 2, col), sincos_1d(width // 2, row)], axis=1)

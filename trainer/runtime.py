@@ -1,0 +1,168 @@
+"""The world a process finds itself in: ranks, process group, device, and the wish to stop.
+
+One function resolves rank and world size for every launcher: `deepspeed` and `torchrun` (environment), `srun`
+(SLURM's variables), `mpirun` (mpi4py), or none (a single process).
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+class LaunchError(Exception):
+    """The launcher's variables are incomplete or contradict one another."""
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    local_rank: int
+    size: int
+    launcher: str
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def find_ranks(environ: Mapping[str, str]) -> tuple[int, int, int, str]:
+    """(rank, local rank, world size, launcher) from the environment.
+
+    Raises:
+        LaunchError: variables are incomplete or contradict one another.
+    """
+    stated = {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in environ}
+    slurm_tasks = int(environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environ else 1
+    if stated:
+        absent = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} - set(stated)
+        if absent:
+            raise LaunchError(f"the environment sets {sorted(stated)} but not {sorted(absent)}: unset them or use a launcher.")
+        rank, local, size = (int(stated[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        if not 0 <= rank < size:
+            raise LaunchError(f"RANK={rank} is not inside WORLD_SIZE={size}.")
+        if size == 1 and slurm_tasks > 1:
+            raise LaunchError(
+                f"WORLD_SIZE=1 inside a SLURM step of {slurm_tasks} tasks: they would be {slurm_tasks} separate "
+                'trainings. With the deepspeed launcher add --launcher_args "--mpi=pmi2".'
+            )
+        return rank, local, size, "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+    if slurm_tasks > 1:
+        return int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"]), slurm_tasks, "srun"
+    if "PMI_SIZE" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
+        from mpi4py import MPI
+
+        world = MPI.COMM_WORLD
+        local = world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
+        return world.Get_rank(), local, world.Get_size(), "mpirun"
+    return 0, 0, 1, "single process"
+
+
+def join(timeout_minutes: float) -> World:
+    """Find the ranks, choose the device and create the process group.
+
+    Raises:
+        LaunchError: as `find_ranks`, or the master's address is unknown.
+    """
+    rank, local_rank, size, launcher = find_ranks(os.environ)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
+    _find_master(launcher)
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+    _quieten(rank)
+    import deepspeed
+    from deepspeed.utils import logger as deepspeed_logger
+    from deepspeed.ops import __compatible_ops__
+
+    deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    if device.type == "cpu":
+        # An inference-only operator whose build takes minutes and leaves a lock behind when it is killed.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    # ZeRO's sub-groups ignore the timeout given to init_distributed.
+    dist.distributed_c10d.default_pg_timeout = timeout
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    return World(rank, local_rank, size, launcher, device)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class StopVote:
+    """Signals and the file STOP in the run directory, agreed on by all ranks at a step boundary.
+
+    Votes travel beside the step: `cast` before it, `agreed` after it; so a stop takes effect at most one step later.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.reason = ""
+        self._vote = torch.zeros(1)
+        self._work: dist.Work | None = None
+        self._group = dist.new_group(backend="gloo")
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def cast(self) -> None:
+        if not self.reason and dist.get_rank() == 0 and (self.run_dir / "STOP").exists():
+            self.reason = f"file {self.run_dir / 'STOP'}"
+        self._vote.fill_(1.0 if self.reason else 0.0)
+        self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def agreed(self) -> bool:
+        assert self._work is not None
+        self._work.wait()
+        return bool(self._vote.item())
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+
+def _find_master(launcher: str) -> None:
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return
+    if launcher == "mpirun":
+        from mpi4py import MPI
+
+        found = (socket.gethostname(), _free_port()) if MPI.COMM_WORLD.Get_rank() == 0 else None
+        address, port = MPI.COMM_WORLD.bcast(found)
+    elif launcher == "single process":
+        address, port = "127.0.0.1", _free_port()
+    else:
+        raise LaunchError(f"{launcher} gave ranks but not MASTER_ADDR and MASTER_PORT: set them, as launch/ scripts do.")
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _quieten(rank: int) -> None:
+    """Only rank 0 talks; the others keep their errors, tagged with their rank."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stderr,
+        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""A trained network and its inputs, from a run directory; what evaluation, forecasts and plots start from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import DataError
+from trainer.checkpoint import store
+from trainer.checkpoint.store import CheckpointError
+from trainer.config import ConfigError, Run, validate
+from trainer.inputs import Inputs, architecture, open_inputs
+from trainer.model.topoflow import TopoFlow
+
+
+@dataclass
+class Trained:
+    run: Run
+    inputs: Inputs
+    model: TopoFlow
+    checkpoint: Path
+    manifest: dict[str, Any]
+
+
+def load_trained(run_dir: Path, checkpoint: Path | None = None) -> Trained:
+    """Rebuild the network of a checkpoint (default: the newest of `run_dir`) with the statistics it was trained with.
+
+    Raises:
+        CheckpointError: none there, damaged, or the store or wind-scan cache is no longer the one it was trained on.
+        DataError: the store or the cache cannot be opened.
+    """
+    found = checkpoint or store.newest(run_dir)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
+    manifest = store.manifest(found)
+    run = validate(manifest["config"], source=str(found / "manifest.json"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = open_inputs(run, device)
+    for name, value in inputs.fingerprints().items():
+        if manifest["fingerprints"][name] != value:
+            raise CheckpointError(f"{found} was trained with {name} {manifest['fingerprints'][name][:12]}, {value[:12]} is "
+                                  "there now: its forecasts would be de-normalised or ordered wrongly.")  # fmt: skip
+    model = TopoFlow(architecture(run))
+    model.load_state_dict(store.load_weights(found))
+    return Trained(run, inputs, model.to(device).eval(), found, manifest)
+
+
+def run_command(argv: list[str], parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> int:
+    """Parse, run, and turn refusals into a one-screen message; the exit code."""
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_args(argv)
+    try:
+        command(options)
+    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
