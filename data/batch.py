@@ -80,7 +80,7 @@ class Normalizer:
         target = batch.target[:, self._target_channels]
         known = torch.isfinite(target)
         targets = torch.where(known, (target - self.target_mean) / self.target_std, 0.0)
-        return Example(inputs, targets, known * self.area, 1.0 - valid.float().mean())
+        return Example(inputs, targets, known * self.area, (~valid).float().mean())
 
     def physical(self, targets: Tensor) -> Tensor:
         """Normalised (B, T, H, W) targets -> ug m-3."""

@@ -99,18 +99,35 @@ def create(
             raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
 
     root = zarr.open_group(partial_path(path), mode="w", zarr_format=3)
-    _coordinate(root, "time", (times.astype("datetime64[h]") - EPOCH).astype("int32"), ("time",),
-                standard_name="time", units="hours since 1970-01-01 00:00:00", calendar="proleptic_gregorian")
+    _coordinate(
+        root,
+        "time",
+        (times.astype("datetime64[h]") - EPOCH).astype("int32"),
+        ("time",),
+        standard_name="time",
+        units="hours since 1970-01-01 00:00:00",
+        calendar="proleptic_gregorian",
+    )
     _coordinate(root, "lat", np.asarray(lat, "f8"), ("lat",), standard_name="latitude", units="degrees_north", axis="Y")
     _coordinate(root, "lon", np.asarray(lon, "f8"), ("lon",), standard_name="longitude", units="degrees_east", axis="X")
     for group, members in variables.GROUPS.items():
         dim = f"{group}_variable"
         _coordinate(root, dim, np.array([v.name for v in members], object), (dim,), long_name=f"{group} variable")
-        _coordinate(root, f"{group}_units", np.array([v.units for v in members], object), (dim,),
-                    long_name=f"units of the {group} variables")
+        _coordinate(
+            root,
+            f"{group}_units",
+            np.array([v.units for v in members], object),
+            (dim,),
+            long_name=f"units of the {group} variables",
+        )
         if group == "static":
-            _coordinate(root, "static", np.stack([static[v.name] for v in members]).astype("f4"),
-                        (dim, "lat", "lon"), coordinates="static_units")
+            _coordinate(
+                root,
+                "static",
+                np.stack([static[v.name] for v in members]).astype("f4"),
+                (dim, "lat", "lon"),
+                coordinates="static_units",
+            )
             continue
         array = root.create_array(
             group, shape=(len(times), len(members), *shape), dtype="float32", fill_value=float("nan"),
@@ -137,7 +154,7 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
         DataError: the block is not exactly one shard, or holds values outside a variable's possible range.
     """
     root = zarr.open_group(partial_path(path), mode="r+")
-    array, shard_hours = root[group], int(root.attrs["shard_hours"])
+    array, shard_hours = root[group], int(_attributes(root)["shard_hours"])
     assert isinstance(array, zarr.Array)
     expected = min(shard_hours, array.shape[0] - start)
     if start % shard_hours or len(block) != expected:
@@ -174,7 +191,7 @@ def finalise(path: Path) -> str:
     """
     partial = partial_path(path)
     root = zarr.open_group(partial, mode="r+")
-    shard_hours = int(root.attrs["shard_hours"])
+    shard_hours = int(_attributes(root)["shard_hours"])
     statistics: dict[str, dict[str, float]] = {}
     hashes: dict[str, str] = {}
     for group in DYNAMIC_GROUPS:
@@ -227,7 +244,7 @@ def open_store(path: str | Path) -> Store:
             "or correct `data.store` in the configuration."
         )
     root = zarr.open_group(path, mode="r")
-    attrs = dict(root.attrs)
+    attrs = _attributes(root)
     if attrs.get("store_format") != FORMAT:
         raise DataError(f"{path} has store format {attrs.get('store_format')}, this code reads {FORMAT}: rebuild it.")
     if _fingerprint(root) != attrs.get("fingerprint"):
@@ -258,7 +275,7 @@ def open_reader(store: Store, group: str, cache_bytes: int = 1 << 24) -> tensors
 
 def _coordinate(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> None:
     if values.dtype == object:
-        array = root.create_array(name, shape=values.shape, dtype=str, dimension_names=dims)  # type: ignore[arg-type]
+        array = root.create_array(name, shape=values.shape, dtype=str, dimension_names=dims)
         array[:] = values
     else:
         array = root.create_array(name, data=values, dimension_names=dims, overwrite=True)
@@ -279,10 +296,11 @@ def _check_range(name: str, values: np.ndarray, where: str) -> None:
 
 
 def _split_indices(root: zarr.Group) -> dict[str, tuple[int, int]]:
-    first = np.asarray(root["time"])[0]
-    hours = {k: [int((np.datetime64(t, "h") - EPOCH).astype(int) - first) for t in v]
-             for k, v in dict(root.attrs)["splits"].items()}  # type: ignore[union-attr]  # fmt: skip
-    return {name: (a, b + 1) for name, (a, b) in hours.items()}
+    first = EPOCH + np.asarray(root["time"])[0]
+    hour = np.timedelta64(1, "h")
+    bounds = {name: [int((np.datetime64(t, "h") - first) // hour) for t in ends]
+              for name, ends in _attributes(root)["splits"].items()}  # fmt: skip
+    return {name: (a, b + 1) for name, (a, b) in bounds.items()}
 
 
 def _merge_moments(group: str, marks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -304,6 +322,10 @@ def _merge_moments(group: str, marks: list[dict[str, Any]]) -> dict[str, dict[st
             "min": min(mark["min"][channel] for mark in marks), "max": max(mark["max"][channel] for mark in marks),
         }  # fmt: skip
     return merged
+
+
+def _attributes(root: zarr.Group) -> dict[str, Any]:
+    return dict(root.attrs)
 
 
 def _fingerprint(root: zarr.Group) -> str:

@@ -58,23 +58,21 @@ class SampleIndex:
         return np.concatenate(chosen)
 
 
-def index_samples(
-    store: Store, split: str, lead_hours: list[int], scan: ScanCache | None, mode: str, seed: int
-) -> SampleIndex:
+def index_samples(store: Store, split: str, lead_hours: list[int], scan: ScanCache | None, mode: str, seed: int) -> SampleIndex:
     """All (t, h) with t and t + h inside the split, both present in the data, and a known wind at t.
 
     Raises:
         DataError: no sample is left.
     """
     first, last = store.split(split)
-    present = {group: ~(share >= 1.0).all(1) for group, share in store.missing.items()}
-    usable = present["weather"] & present["chemistry"]
+    weather, chemistry = (np.less(store.missing[group], 1.0).any(axis=1) for group in ("weather", "chemistry"))
+    usable = np.logical_and(weather, chemistry)
     if scan is not None:
         usable &= scan.usable(mode)
     pairs = []
     for lead in lead_hours:
         t = np.arange(first, max(first, last - lead))
-        t = t[usable[t] & present["chemistry"][t + lead]]
+        t = t[np.logical_and(usable[t], chemistry[t + lead])]
         pairs.append((t, np.full(len(t), lead)))
     t, lead_of = (np.concatenate(column) for column in zip(*pairs, strict=True))
     missing = [lead for lead, (times, _) in zip(lead_hours, pairs, strict=True) if not len(times)]
@@ -157,9 +155,7 @@ class Stream:
         ]
 
     def _assemble(self, plan: _Planned, futures: list[list[Any]]) -> Batch:
-        weather, chemistry, target = (
-            torch.stack([torch.from_numpy(future.result()) for future in group]) for group in futures
-        )
+        weather, chemistry, target = (torch.stack([torch.from_numpy(future.result()) for future in group]) for group in futures)
         hours = self.index.t[plan.numbers]
         if self.scan is None:
             rank = np.broadcast_to(np.arange(self.patches), (len(hours), self.patches)).copy()

@@ -207,8 +207,8 @@ class Atmosphere:
         sun = np.maximum(sun, 0.0)
         coriolis = 2 * 7.292e-5 * np.sin(latitude)
         warm = v * 0.5 + stream / 2.5e6
-        temp = 302.0 - 0.55 * (lat - 10.0) * (1 + 0.35 * season) - 0.0060 * self.elevation + warm + 6.0 * self.land * (
-            sun - 0.25
+        temp = (
+            302.0 - 0.55 * (lat - 10.0) * (1 + 0.35 * season) - 0.0060 * self.elevation + warm + 6.0 * self.land * (sun - 0.25)
         )
         psfc = (101_325.0 + 1.2 * coriolis * stream) * np.exp(-self.elevation / 8200.0)
         rh = 62.0 + 18.0 * (1 - self.land) - 22.0 * (sun - 0.25) + 2.2 * v - 0.004 * self.elevation

@@ -72,6 +72,7 @@ class Model(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     elevation_bias: bool = True
     alpha_init: float | None = None
+    init_std: float = Field(0.02, gt=0, description="published value at width 768; 0.02 * sqrt(768 / width) elsewhere")
     recompute: Literal["none", "blocks"] = "none"
 
     @model_validator(mode="after")

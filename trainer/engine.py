@@ -83,11 +83,11 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
     }
     for key, value in decided.items():
         if config.get(key, "auto") not in ("auto", value):
-            raise ConfigError(f"{path}: {key}={config[key]} contradicts the run's {value}; write \"auto\" there.")
+            raise ConfigError(f'{path}: {key}={config[key]} contradicts the run\'s {value}; write "auto" there.')
         config[key] = value
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
     if bf16.get("enabled", "auto") not in ("auto", run.precision == "bf16"):
-        raise ConfigError(f"{path}: bf16.enabled={bf16['enabled']} contradicts precision={run.precision}; write \"auto\".")
+        raise ConfigError(f'{path}: bf16.enabled={bf16["enabled"]} contradicts precision={run.precision}; write "auto".')
     bf16["enabled"] = run.precision == "bf16"
     return config
 

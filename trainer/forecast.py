@@ -5,35 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
-from data import DataError
-from data.batch import Batch
-from data.stream import SampleIndex
 from data.variables import BY_NAME
-from trainer.trained import Trained, load_trained, run_command
-
-
-@torch.no_grad()
-def forecast(trained: Trained, hour: int, lead_hours: list[int]) -> tuple[Batch, Tensor]:
-    """Forecast all targets from the analysis at time index `hour`.
-
-    Returns:
-        The batch (one sample a lead time, with truth and persistence) and (L, T, H, W) in ug m-3.
-
-    Raises:
-        DataError: analysis or verifying time is outside the store.
-    """
-    store = trained.inputs.store
-    if hour < 0 or hour + max(lead_hours) >= len(store.times):
-        raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
-    index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
-    raw = next(trained.inputs.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
-    batch, _, arguments = trained.inputs.prepare(raw)
-    return batch, trained.inputs.normalizer.physical(trained.model(*arguments).float())
+from trainer.trained import Trained, forecast, hour_of, load_trained, run_command
 
 
 def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tensor) -> xr.Dataset:
@@ -54,18 +30,6 @@ def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tenso
     attributes = {"Conventions": "CF-1.11", "source": f"{trained.checkpoint}, step {trained.manifest['step']}",
                   **{f"{k}_fingerprint": v for k, v in trained.inputs.fingerprints().items()}}  # fmt: skip
     return xr.Dataset(variables, coordinates, attributes)
-
-
-def hour_of(trained: Trained, time: str | None) -> int:
-    """Time index of an ISO time; by default the middle of the test split."""
-    store = trained.inputs.store
-    if time is None:
-        first, last = store.split("test")
-        return first + (last - first - max(trained.run.data.lead_hours)) // 2
-    try:
-        return int((np.datetime64(time, "h") - store.times[0]).astype(int))
-    except ValueError as error:
-        raise DataError(f"'{time}' is not a time: write it as {store.times[0]}.") from error
 
 
 def main(argv: list[str]) -> int:

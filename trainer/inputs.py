@@ -73,4 +73,5 @@ def architecture(run: Run) -> Architecture:
         target_channels=tuple(run.data.inputs.index(name) for name in run.data.targets), heads=model.heads,
         mlp_ratio=model.mlp_ratio, drop_path=model.drop_path, dropout=model.dropout, recompute=model.recompute,
         elevation_bias=model.elevation_bias, alpha_init=0.01 if model.alpha_init is None else model.alpha_init,
+        init_std=model.init_std,
     )  # fmt: skip

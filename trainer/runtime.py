@@ -89,8 +89,8 @@ def join(timeout_minutes: float) -> World:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
     _quieten(rank)
     import deepspeed
-    from deepspeed.utils import logger as deepspeed_logger
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     if device.type == "cpu":

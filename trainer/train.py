@@ -75,9 +75,7 @@ def train(run: Run, deepspeed_path: Path, world: runtime.World) -> bool:
         log.info("step 0: validation loss %.4f", progress.val_loss)
 
     accumulation = run.batch.accumulation(world.size)
-    batches = inputs.stream(samples).training(
-        progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank
-    )
+    batches = inputs.stream(samples).training(progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank)
     window = Window(inputs)
     stopping = False
     with Telemetry(run, progress.step) if world.is_main else nullcontext() as telemetry:
@@ -101,19 +99,21 @@ def train(run: Run, deepspeed_path: Path, world: runtime.World) -> bool:
                 scores = validate(engine, inputs, progress, world)
                 if telemetry:
                     telemetry.record("validation", progress.step, scores)
-                    log.info("step %d: validation loss %.4f, best %.4f", progress.step, progress.val_loss, progress.best_val_loss)
+                    log.info(
+                        "step %d: validation loss %.4f, best %.4f", progress.step, progress.val_loss, progress.best_val_loss
+                    )
                 window.restart_clock()
             if saving:
                 save(engine, run, inputs, progress, world)
                 window.restart_clock()
     if stopping and progress.step < run.steps:
-        log.info("stopped at step %d (%s); start the same command again to continue", progress.step, stop.reason or "another rank")
+        log.info(
+            "stopped at step %d (%s); start the same command again to continue", progress.step, stop.reason or "another rank"
+        )
     return progress.step == run.steps
 
 
-def take_step(
-    engine: Any, batches: Iterator[Batch], accumulation: int, inputs: Inputs, window: Window, seed: int
-) -> None:
+def take_step(engine: Any, batches: Iterator[Batch], accumulation: int, inputs: Inputs, window: Window, seed: int) -> None:
     """One optimizer step: accumulate the gradients of this rank's micro-batches, clip, update."""
     for _ in range(accumulation):
         waiting = time.perf_counter()
@@ -296,7 +296,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--config", required=True, type=Path, help="YAML of the run, see launch/configs/")
     default = Path(__file__).parents[1] / "ds_configs" / "zero1.json"
-    parser.add_argument("--deepspeed_config", type=Path, default=default, help="DeepSpeed's JSON (default ds_configs/zero1.json)")
+    parser.add_argument(
+        "--deepspeed_config", type=Path, default=default, help="DeepSpeed's JSON (default ds_configs/zero1.json)"
+    )
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refused runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the configuration, as in steps=600")

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from data import DataError
+from data.batch import Batch
+from data.stream import SampleIndex
 from trainer.checkpoint import store
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import ConfigError, Run, validate
@@ -49,6 +53,37 @@ def load_trained(run_dir: Path, checkpoint: Path | None = None) -> Trained:
     model = TopoFlow(architecture(run))
     model.load_state_dict(store.load_weights(found))
     return Trained(run, inputs, model.to(device).eval(), found, manifest)
+
+
+@torch.no_grad()
+def forecast(trained: Trained, hour: int, lead_hours: list[int]) -> tuple[Batch, Tensor]:
+    """Forecast all targets from the analysis at time index `hour`.
+
+    Returns:
+        The batch (one sample a lead time, with truth and persistence) and (L, T, H, W) in ug m-3.
+
+    Raises:
+        DataError: analysis or verifying time is outside the store.
+    """
+    store = trained.inputs.store
+    if hour < 0 or hour + max(lead_hours) >= len(store.times):
+        raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
+    index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
+    raw = next(trained.inputs.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
+    batch, _, arguments = trained.inputs.prepare(raw)
+    return batch, trained.inputs.normalizer.physical(trained.model(*arguments).float())
+
+
+def hour_of(trained: Trained, time: str | None) -> int:
+    """Time index of an ISO time; by default the middle of the test split."""
+    store = trained.inputs.store
+    if time is None:
+        first, last = store.split("test")
+        return first + (last - first - max(trained.run.data.lead_hours)) // 2
+    try:
+        return int((np.datetime64(time, "h") - store.times[0]).astype(int))
+    except ValueError as error:
+        raise DataError(f"'{time}' is not a time: write it as {store.times[0]}.") from error
 
 
 def run_command(argv: list[str], parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> int:

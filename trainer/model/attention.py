@@ -27,6 +27,8 @@ class Attention(nn.Module):
     State dict: qkv, proj, and with the bias `elevation_alpha` () and the buffer `H_scale` () in metres.
     """
 
+    H_scale: Tensor
+
     def __init__(self, width: int, heads: int, elevation_bias: bool, alpha_init: float = 0.01) -> None:
         super().__init__()
         self.heads = heads
@@ -55,7 +57,9 @@ class Attention(nn.Module):
 
 # DeepSpeed broadcasts parameters as bytes and cannot view a 0-dimensional one; files keep the published shape ().
 def _store_alpha_as_scalar(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    state[f"{prefix}elevation_alpha"] = state[f"{prefix}elevation_alpha"].view(())
+    alpha = state[f"{prefix}elevation_alpha"]
+    if alpha.numel():  # empty where ZeRO 3 has partitioned it
+        state[f"{prefix}elevation_alpha"] = alpha.view(())
 
 
 def _load_alpha_from_scalar(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

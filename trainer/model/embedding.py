@@ -22,11 +22,11 @@ def _precise(x: Tensor) -> Tensor:
 class VariablePatchEmbedding(nn.Module):
     """One p x p patch projection a variable; `forward` gives them as tables instead of applying them."""
 
-    def __init__(self, variables: int, patch: int, width: int) -> None:
+    def __init__(self, variables: int, patch: int, width: int, init_std: float) -> None:
         super().__init__()
         self.proj_weights = nn.Parameter(torch.empty(variables, width, 1, patch, patch))
         self.proj_biases = nn.Parameter(torch.zeros(variables, width))
-        trunc_normal_(self.proj_weights, std=0.02)
+        trunc_normal_(self.proj_weights, std=init_std)
 
     def forward(self, var_embed: Tensor) -> Tensor:
         """(1, V, D) variable embedding -> (V, D, p*p + 1) fp32: projection, then bias + embedding as last column."""

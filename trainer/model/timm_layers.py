@@ -16,7 +16,7 @@ _OPERATORS: list[torch.library.Library] = []  # a Library undefines its operator
 
 def _import_torchvision() -> None:
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise

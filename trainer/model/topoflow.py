@@ -35,6 +35,7 @@ class Architecture:
     dropout: float = 0.1
     elevation_bias: bool = True
     alpha_init: float = 0.01
+    init_std: float = 0.02  # of linear weights and patch projections
     recompute: str = "none"  # none | blocks: activations of a block are recomputed in the backward pass
 
     @property
@@ -65,6 +66,8 @@ class TopoFlow(nn.Module):
         ValueError: grid and patch, or width and heads, do not divide.
     """
 
+    head_rows: Tensor
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         if arch.grid[0] % arch.patch or arch.grid[1] % arch.patch:
@@ -76,7 +79,7 @@ class TopoFlow(nn.Module):
         self.var_embed = nn.Parameter(torch.empty(1, arch.variables, arch.width))
         self.var_query = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.pos_embed = nn.Parameter(torch.empty(1, rows * cols, arch.width))
-        self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width)
+        self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width, arch.init_std)
         self.var_agg = VariableAggregation(arch.width, arch.heads)
         self.lead_time_embed = nn.Linear(1, arch.width)
         self.dropout = nn.Dropout(arch.dropout)
@@ -97,7 +100,7 @@ class TopoFlow(nn.Module):
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=self.arch.init_std)
                 nn.init.zeros_(module.bias)
         rows, cols = self.arch.patches
         with torch.no_grad():
@@ -121,8 +124,8 @@ class TopoFlow(nn.Module):
         """
         self._check_door(x, lead_hours, elevation, rank)
         dtype = self.pos_embed.dtype
-        tables = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
-        tokens = embed_and_aggregate(self._pixels(x), *tables, dtype=dtype)
+        scores, values, bias = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
+        tokens = embed_and_aggregate(self._pixels(x), scores, values, bias, dtype)
         tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
         tokens = tokens + self.lead_time_embed(lead_hours[:, None].to(dtype))[:, None]
         tokens = self.dropout(tokens)
@@ -134,6 +137,7 @@ class TopoFlow(nn.Module):
                 tokens = block(tokens, elevation)
         hidden = self.head[:-1](self.norm(tokens))
         last = self.head[-1]
+        assert isinstance(last, nn.Linear)
         return self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
 
     def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> None:
@@ -176,7 +180,7 @@ class PositionsAlongWind(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (rank,) = ctx.saved_tensors
         order = torch.empty_like(rank).scatter_(1, rank, torch.arange(rank.shape[1], device=rank.device).expand_as(rank))
-        return sum(g[o] for g, o in zip(grads[0], order, strict=True)), None  # type: ignore[return-value]
+        return torch.stack([g[o] for g, o in zip(grads[0], order, strict=True)]).sum(0), None
 
 
 def patch_mean(field: Tensor, patch: int) -> Tensor:

@@ -1,0 +1,36 @@
+"""Small data that many tests share, made once a session by the product's own commands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from data.store import Store, open_store
+from data.synthesize import Recipe, synthesize
+from data.wind_scan import ScanCache, build
+
+torch.set_num_threads(1)
+
+TINY = Recipe(days=16, rows=16, cols=32, seed=3, missing=0.01, shard_hours=48, train=0.6, validation=0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
+    synthesize(path, TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path) -> Store:
+    return open_store(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_scan(tiny: Store) -> ScanCache:
+    return build(tiny, tiny.path.with_suffix(".wind_scan"), patch=2, regions=(4, 4), sectors=16)

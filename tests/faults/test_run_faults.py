@@ -1,0 +1,85 @@
+"""Failures of whole runs, injected; each must be one screen that names the remedy, not a traceback."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from data.store import Store
+from data.wind_scan import ScanCache
+from tests.launching import losses, module, tiny_config, train
+
+
+def refused(*overrides: str, config: Path) -> str:
+    """Start `python -m trainer train` and return its message; a refusal is short and has no traceback."""
+    done = module("trainer", "train", "--config", str(config), *overrides)
+    assert done.returncode not in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr[done.stderr.index("error:") :]
+    assert len(message.splitlines()) < 25
+    return message
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_path: Path, tiny_scan: ScanCache) -> Path:
+    return tiny_config(tmp_path, tiny_path)
+
+
+def test_f17_misspelt_key_is_refused_with_a_suggestion(config: Path) -> None:
+    """Warm-up, scheduler and drop_path were dead keys because configuration was read with .get."""
+    assert "did you mean 'warmup_steps'?" in refused("schedule.warmup_step=3", config=config)
+    assert "lerning_rate: unknown key" in refused("optimizer.lerning_rate=3", config=config)
+
+
+def test_absent_store_names_the_command(config: Path, tmp_path: Path) -> None:
+    assert "python -m data synthesize" in refused(f"data.store={tmp_path}/none.zarr", config=config)
+
+
+def test_f12_absent_cache_is_refused_and_never_built(config: Path, tmp_path: Path) -> None:
+    """The cache was built lazily inside forward, on one rank, around a barrier: all others waited for ever."""
+    assert "python -m data wind-scan" in refused(f"wind_scan.cache={tmp_path}/none", config=config)
+    assert not (tmp_path / "none").exists()
+
+
+def test_cache_with_one_altered_order_is_refused(config: Path, tiny_scan: ScanCache, tmp_path: Path) -> None:
+    shutil.copytree(tiny_scan.path, tmp_path / "cache")
+    orders = tiny_scan.regional_orders.copy()
+    orders[0, [0, 1]] = orders[0, [1, 0]]
+    np.savez(tmp_path / "cache" / "orders.npz", global_orders=tiny_scan.global_orders, regional_orders=orders)
+    assert "an order was altered" in refused(f"wind_scan.cache={tmp_path}/cache", config=config)
+
+
+def test_wrong_grid_names_both(config: Path) -> None:
+    assert "has a grid of 16 x 32, model.grid is 32 x 64" in refused("model.grid=[32, 64]", config=config)
+
+
+def test_unknown_variable_is_named(config: Path) -> None:
+    assert "unknown variable 'pm2_5'. Did you mean 'pm25'?" in refused("data.targets=[pm2_5]", config=config)
+
+
+def test_f08_unexpected_starting_loss_is_refused_before_step_1(config: Path) -> None:
+    """Nobody checked the starting loss: 0.964 instead of 0.356 was found after 400 GPUs had queued for hours."""
+    message = refused("expect={val_loss: 0.3557, tolerance: 0.02}", config=config)
+    assert "expected 0.3557" in message
+    assert "weights not loaded" in message
+
+
+def test_f24_nonfinite_loss_stops_the_run_naming_the_samples(config: Path, tiny: Store, tmp_path: Path) -> None:
+    """A NaN loss was printed, replaced by 0, and training went on; the last checkpoint must stay intact."""
+    done = train(config, "optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30")
+    assert done.returncode != 0
+    assert "non-finite loss in the micro-batch of 2015-01-" in done.stderr
+    assert "the loss is not finite" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert all(np.isfinite(losses(tmp_path / "run")))
+
+
+def test_f21_opens_do_not_grow_with_the_store(tiny: Store) -> None:
+    """Every rank opened every file: a shard index is read when its first sample is."""
+    shards = zarr.open_group(tiny.path, mode="r")["weather"].nchunks  # type: ignore[union-attr]
+    assert shards >= 8
+    assert len(list((tiny.path / "weather").rglob("zarr.json"))) == 1

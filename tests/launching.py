@@ -1,0 +1,59 @@
+"""Runs of the product as a user starts them: real processes, the deepspeed launcher, gloo on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def tiny_config(folder: Path, store: Path, **changes: Any) -> Path:
+    """A run of seconds on the session's tiny store; `changes` replace top-level keys."""
+    tree: dict[str, Any] = {
+        "run_dir": str(folder / "run"), "steps": 20, "seed": 5,
+        "data": {"store": str(store), "lead_hours": [6, 12], "prefetch": 2},
+        "wind_scan": {"mode": "regional", "cache": str(store.with_suffix(".wind_scan"))},
+        "model": {"grid": [16, 32], "width": 32, "depth": 2, "heads": 4, "dropout": 0.1, "drop_path": 0.1},
+        "optimizer": {"lr": 2e-3, "weight_decay": 0.01},
+        "schedule": {"warmup_steps": 3, "decay_steps": 20},
+        "batch": {"total": 8, "micro": 2},
+        "validation": {"every": 100, "samples": 6}, "checkpoint": {"every": 100}, "telemetry": {"every": 1},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree | changes))
+    return path
+
+
+def train(config: Path, *overrides: str, ranks: int = 2, zero: str = "1") -> subprocess.CompletedProcess[str]:
+    """`deepspeed --num_gpus RANKS trainer/train.py ...`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(port), "trainer/train.py", "--config", str(config),
+               "--deepspeed_config", f"ds_configs/zero{zero}.json", *overrides]  # fmt: skip
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ARGUMENTS`."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Training loss of every step."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]

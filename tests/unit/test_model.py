@@ -1,0 +1,203 @@
+"""The network against model.md's numbers, the old code's golden values, and the obvious implementation in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests import obvious
+from trainer.model.attention import _query_chunks, _TwoTriangles, elevation_biased_attention
+from trainer.model.embedding import embed_and_aggregate
+from trainer.model.topoflow import Architecture, Block, PositionsAlongWind, TopoFlow, patch_mean
+
+TARGETS = (12, 5, 6, 7, 8, 9)
+PUBLISHED = Architecture(grid=(128, 256), variables=15, target_channels=TARGETS)
+SMALL = Architecture(
+    grid=(12, 16), variables=15, target_channels=TARGETS, width=24, depth=3, heads=3, dropout=0.0, drop_path=0.0
+)
+
+
+def randomised(arch: Architecture, seed: int = 0, dtype: torch.dtype = torch.float64) -> TopoFlow:
+    """A network whose every parameter matters: initial zeros and small weights replaced by noise."""
+    torch.manual_seed(seed)
+    model = TopoFlow(arch).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def arguments(arch: Architecture, batch: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = arch.patches[0] * arch.patches[1]
+    x = torch.randn(batch, arch.variables, *arch.grid, generator=generator, dtype=dtype)
+    lead = torch.tensor([12.0, 96.0, 24.0][:batch], dtype=dtype)
+    elevation = torch.rand(tokens, generator=generator, dtype=dtype) * 5000
+    elevation[: tokens // 3] = 0.0  # the sea: many equal elevations
+    rank = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
+    return x, lead, elevation, rank
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def published_shapes(bias: bool) -> dict[str, tuple[int, ...]]:
+    d, v = 768, 15
+    shapes: dict[str, tuple[int, ...]] = {
+        "var_embed": (1, v, d), "var_query": (1, 1, d), "pos_embed": (1, 8192, d),
+        "token_embeds.proj_weights": (v, d, 1, 2, 2), "token_embeds.proj_biases": (v, d),
+        "var_agg.in_proj_weight": (3 * d, d), "var_agg.in_proj_bias": (3 * d,),
+        "var_agg.out_proj.weight": (d, d), "var_agg.out_proj.bias": (d,),
+        "lead_time_embed.weight": (d, 1), "lead_time_embed.bias": (d,), "norm.weight": (d,), "norm.bias": (d,),
+    }  # fmt: skip
+    for i in range(6):
+        sizes = {
+            "norm1": (d,),
+            "norm2": (d,),
+            "attn.qkv": (3 * d, d),
+            "attn.proj": (d, d),
+            "mlp.fc1": (4 * d, d),
+            "mlp.fc2": (d, 4 * d),
+        }
+        for layer, size in sizes.items():
+            shapes |= {f"blocks.{i}.{layer}.weight": size, f"blocks.{i}.{layer}.bias": (size[0],)}
+    for i, size in ((0, (d, d)), (2, (d, d)), (4, (60, d))):
+        shapes |= {f"head.{i}.weight": size, f"head.{i}.bias": (size[0],)}
+    return shapes | ({"blocks.0.attn.elevation_alpha": (), "blocks.0.attn.H_scale": ()} if bias else {})
+
+
+@pytest.mark.parametrize(("bias", "parameters", "tensors"), [(False, 52_481_340, 91), (True, 52_481_341, 92)])
+def test_published_names_shapes_and_counts(bias: bool, parameters: int, tensors: int) -> None:
+    model = TopoFlow(Architecture(grid=(128, 256), variables=15, target_channels=TARGETS, elevation_bias=bias))
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == published_shapes(bias)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(list(model.parameters())) == tensors
+    if bias:
+        assert model.state_dict()["blocks.0.attn.H_scale"] == 1000.0
+
+
+def test_golden_values_of_the_old_code() -> None:
+    golden = np.load(Path(__file__).parents[1] / "golden" / "climax_baseline.npz", allow_pickle=False)
+    arch = Architecture((64, 128), 15, TARGETS, width=32, depth=2, heads=4, elevation_bias=False)
+    model = TopoFlow(arch).eval()
+    order = ["var_embed", "var_query", "pos_embed", "token_embeds.proj_weights", "token_embeds.proj_biases",
+             "var_agg.in_proj_weight", "var_agg.in_proj_bias", "var_agg.out_proj.weight", "var_agg.out_proj.bias",
+             "lead_time_embed.weight", "lead_time_embed.bias"]  # fmt: skip
+    layers = [f"blocks.{i}.{n}" for i in range(2) for n in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
+    order += [f"{n}.{kind}" for n in [*layers, "norm", "head.0", "head.2", "head.4"] for kind in ("weight", "bias")]
+    rng = np.random.Generator(np.random.PCG64(1234))
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    state = {}
+    for name in order:
+        values = rng.standard_normal(shapes[name]).astype(np.float32) * np.float32(0.2)
+        is_norm = name.endswith(".weight") and "norm" in name.split(".")[-2]
+        state[name] = torch.from_numpy(values + np.float32(1.0) if is_norm else values)
+    model.load_state_dict(state)
+    x = torch.from_numpy(np.random.Generator(np.random.PCG64(77)).standard_normal((2, 15, 64, 128)).astype(np.float32))
+    raster = torch.arange(2048).expand(2, -1)
+    encoded = []
+    model.norm.register_forward_hook(lambda module, given, out: encoded.append(out))
+    with torch.no_grad():
+        y = model(x, torch.tensor([12.0, 96.0]), torch.zeros(2048), raster)
+    assert relative(encoded[0], torch.from_numpy(golden["enc"])) < 2e-4
+    assert relative(y, torch.from_numpy(golden["y"])) < 2e-4
+
+
+def test_whole_network_equals_the_obvious_one_with_all_gradients() -> None:
+    model, given = randomised(SMALL), arguments(SMALL)
+    cotangent = torch.randn(2, 6, *SMALL.grid, dtype=torch.float64)
+    (model(*given) * cotangent).sum().backward()
+    ours = {name: p.grad for name, p in model.named_parameters()}
+    out = model(*given).detach()
+    model.zero_grad()
+    expected = obvious.forward(model, *given)
+    (expected * cotangent).sum().backward()
+    assert relative(out, expected) < 1e-12
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert ours[name] is not None, name
+        if name == "var_agg.in_proj_bias":  # the key bias has no effect; the obvious one leaves rounding noise there
+            keep = torch.cat([torch.arange(SMALL.width), torch.arange(2 * SMALL.width, 3 * SMALL.width)])
+            assert relative(ours[name][keep], parameter.grad[keep]) < 1e-11, name
+        else:
+            assert relative(ours[name], parameter.grad) < 1e-10, name
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_folded_aggregation_equals_convolution_and_attention(patch: int) -> None:
+    arch = Architecture((8, 16), 5, (0, 2), patch=patch, width=16, depth=1, heads=2)
+    model = randomised(arch)
+    x = torch.randn(3, 5, 8, 16, dtype=torch.float64)
+    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
+    ours = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.float64)
+    assert relative(ours, obvious.aggregate(model, x)) < 1e-13
+
+
+@pytest.mark.parametrize("kernel", [_TwoTriangles.apply, _query_chunks], ids=["triangles", "chunks"])
+@pytest.mark.parametrize("slope", [0.0, 1.3e-3, -0.7e-3, 0.05])
+@pytest.mark.parametrize("shape", [(2, 48, 2, 8), (1, 700, 3, 24)])
+def test_elevation_bias_equals_the_materialised_one(kernel, slope: float, shape: tuple[int, int, int, int]) -> None:
+    torch.manual_seed(0)
+    batch, tokens, heads, width = shape
+    qkv = torch.randn(batch, tokens, 3, heads, width, dtype=torch.float64, requires_grad=True)
+    z = torch.rand(batch, tokens, dtype=torch.float64) * 5000
+    z[:, ::3] = 120.0
+    s = torch.tensor(slope, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(batch, tokens, heads, width, dtype=torch.float64)
+    out = kernel(qkv, z, s)
+    gradients = torch.autograd.grad((out * cotangent).sum(), (qkv, s))
+    expected = obvious.attend(qkv, z, s)
+    truth = torch.autograd.grad((expected * cotangent).sum(), (qkv, s))
+    assert relative(out, expected) < 1e-13
+    assert relative(gradients[0], truth[0]) < 1e-12
+    assert relative(gradients[1], truth[1]) < 1e-10
+
+
+def test_elevation_bias_in_bf16_is_as_good_as_plain_bf16_attention() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 512, 3, 2, 32, dtype=torch.float64)
+    z, slope = torch.rand(1, 512, dtype=torch.float64) * 5000, torch.tensor(1e-3, dtype=torch.float64)
+    truth = obvious.attend(qkv, z, slope)
+    plain = torch.nn.functional.scaled_dot_product_attention(*(p.transpose(1, 2) for p in qkv.bfloat16().unbind(2)))
+    plain_error = relative(plain.transpose(1, 2), obvious.attend(qkv, z, 0.0))
+    ours = elevation_biased_attention(qkv.bfloat16(), z.float(), slope.float())
+    assert relative(ours, truth) < 1.5 * plain_error
+
+
+def test_positions_gather_backward_is_the_scatter() -> None:
+    pos = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    rank = torch.stack([torch.randperm(10) for _ in range(3)])
+    assert torch.autograd.gradcheck(PositionsAlongWind.apply, (pos, rank))
+
+
+def test_patch_mean() -> None:
+    field = torch.arange(24.0).view(4, 6)
+    assert patch_mean(field, 2).tolist() == [3.5, 5.5, 7.5, 15.5, 17.5, 19.5]
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    from dataclasses import replace
+
+    arch = replace(SMALL, dropout=0.1, drop_path=0.2)
+    gradients = []
+    for recompute in ("none", "blocks"):
+        model = randomised(replace(arch, recompute=recompute)).train()
+        torch.manual_seed(7)
+        model(*arguments(arch)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_block_has_both_residual_branches() -> None:
+    block = Block(SMALL, elevation_bias=True, drop_path=0.0).double()
+    with torch.no_grad():
+        for parameter in [*block.attn.proj.parameters(), *block.mlp.fc2.parameters()]:
+            parameter.zero_()
+    x = torch.randn(2, 48, 24, dtype=torch.float64)
+    assert torch.equal(block(x, torch.rand(2, 48, dtype=torch.float64)), x)
