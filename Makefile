@@ -25,7 +25,7 @@ $(STORE): | .venv/installed
 $(SCAN): | $(STORE)
 	$(BIN)/python -m data wind-scan $(STORE) --out $(SCAN) --regions 8 16
 
-# make train steps=1200 continues the same run.
+# make train steps=1600 continues the same run.
 train: .venv/installed | $(STORE) $(SCAN)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) trainer/train.py --config $(CONFIG) \
 		--deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
