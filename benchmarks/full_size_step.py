@@ -52,7 +52,7 @@ def main() -> None:
     arch = architecture(run)
     model = TopoFlow(arch)
     parameters = sum(p.numel() for p in model.parameters())
-    engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, world.size), world)
+    engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, world.size))
     rows, cols = arch.patches
     x = torch.randn(1, arch.variables, *arch.grid)
     target = torch.randn(1, len(arch.target_channels), *arch.grid)

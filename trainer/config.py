@@ -49,14 +49,15 @@ class Data(Section):
 
 
 class WindScan(Section):
-    mode: Literal["none", "global", "regional"] = "regional"
+    mode: Literal["none", "global", "regional", "legacy"] = "regional"
     cache: Path | None = None
 
     @model_validator(mode="after")
     def _check(self) -> WindScan:
-        if self.mode == "none" and self.cache is not None:
-            raise ValueError("wind_scan.cache is not read when wind_scan.mode is none: remove it")
-        if self.mode != "none" and self.cache is None:
+        uncached = self.mode in ("none", "legacy")
+        if uncached and self.cache is not None:
+            raise ValueError(f"wind_scan.cache is not read when wind_scan.mode is {self.mode}: remove it")
+        if not uncached and self.cache is None:
             raise ValueError(f"wind_scan.mode {self.mode} needs wind_scan.cache (python -m data wind-scan STORE)")
         return self
 
@@ -130,11 +131,19 @@ class Validation(Section):
 class Checkpointing(Section):
     every: int = Field(200, ge=1)
     keep_last: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1, description="also keep every step that is a multiple of this")
 
 
 class Telemetry(Section):
     every: int = Field(10, ge=1, description="steps between status lines")
     wandb_project: str | None = None
+
+
+class InitFrom(Section):
+    """Foreign weights to start from; they load completely or not at all."""
+
+    path: Path
+    allow_missing: list[str] = []
 
 
 class Expect(Section):
@@ -147,9 +156,10 @@ class Expect(Section):
 class Run(Section):
     run_dir: Path
     steps: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**20)
     precision: Literal["fp32", "bf16"] = "fp32"
     resume: Literal["auto", "never"] = "auto"
+    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
     timeout_minutes: float = Field(10.0, gt=0, description="longest wait in a collective")
     data: Data
     wind_scan: WindScan = WindScan(mode="none")
@@ -160,6 +170,7 @@ class Run(Section):
     validation: Validation = Validation()
     checkpoint: Checkpointing = Checkpointing()
     telemetry: Telemetry = Telemetry()
+    init_from: InitFrom | None = None
     expect: Expect | None = None
 
     @model_validator(mode="after")

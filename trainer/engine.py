@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from trainer.config import ConfigError, Run, Schedule
-from trainer.runtime import World
 
 DEEPSPEED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
@@ -57,6 +56,24 @@ def set_learning_rates(engine: Any, step: int, run: Run) -> float:
     return float(engine.optimizer.param_groups[0]["lr"])
 
 
+def guard_plain_step(engine: Any) -> None:
+    """Before a step without ZeRO: let the optimizer skip it if the averaged gradient is not finite.
+
+    ZeRO's optimizers look themselves; plain AdamW takes a `found_inf` flag, on the device.
+    """
+    if engine.zero_optimization() or engine.bfloat16_enabled() or not engine.is_gradient_accumulation_boundary():
+        return
+    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.optimizer.found_inf = (~torch.isfinite(norm)).float()
+    engine.optimizer.grad_scale = None
+
+
+def step_was_skipped(engine: Any) -> bool:
+    """True if the step just taken changed nothing because the gradient was not finite, alike on all ranks."""
+    found = getattr(engine.optimizer, "found_inf", None)
+    return bool(engine.optimizer.overflow) if found is None else bool(found)
+
+
 def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, Any]:
     """Read DeepSpeed's JSON and fill every "auto" from the run.
 
@@ -92,14 +109,16 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
     return config
 
 
-def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any], world: World) -> Any:
-    """Wrap `model` (the same weights on every rank, or rank 0's are broadcast) in a DeepSpeed engine."""
+def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any], universal: bool = False) -> Any:
+    """Wrap `model` (the same weights on every rank) in a DeepSpeed engine, which may load a universal checkpoint next."""
     import deepspeed
 
     groups = parameter_groups(model, run)
     offload = "offload_optimizer" in deepspeed_config["zero_optimization"]
     if offload:
         deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+    if universal:
+        deepspeed_config["checkpoint"] = {"load_universal": True}
     optimizer = torch.optim.AdamW(
         groups, lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, fused=not offload
     )

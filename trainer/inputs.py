@@ -13,6 +13,7 @@ from data.store import Store, open_store
 from data.stream import SampleIndex, Stream, index_samples
 from data.wind_scan import ScanCache, open_cache
 from trainer.config import Run
+from trainer.model.compat import LEGACY_BIAS_FLOOR, legacy_arguments
 from trainer.model.topoflow import Architecture, patch_mean
 
 
@@ -38,10 +39,13 @@ class Inputs:
         """A batch on the device, its normalised example, and the model's arguments."""
         batch = batch.to(self.device)
         example = self.normalizer(batch)
+        if self.run.wind_scan.mode == "legacy":
+            channel = self.run.data.inputs.index("elevation")
+            return batch, example, legacy_arguments(example.inputs, batch.lead_hours, channel, self.run.model.patch)
         return batch, example, (example.inputs, batch.lead_hours, self.elevation, batch.rank)
 
     def fingerprints(self) -> dict[str, str]:
-        scan = self.scan.orders_hash if self.scan is not None else "none"
+        scan = self.scan.orders_hash if self.scan is not None else self.run.wind_scan.mode
         return {"data": self.store.fingerprint, "wind_scan_orders": scan}
 
 
@@ -73,5 +77,5 @@ def architecture(run: Run) -> Architecture:
         target_channels=tuple(run.data.inputs.index(name) for name in run.data.targets), heads=model.heads,
         mlp_ratio=model.mlp_ratio, drop_path=model.drop_path, dropout=model.dropout, recompute=model.recompute,
         elevation_bias=model.elevation_bias, alpha_init=0.01 if model.alpha_init is None else model.alpha_init,
-        init_std=model.init_std,
+        init_std=model.init_std, bias_floor=LEGACY_BIAS_FLOOR if run.wind_scan.mode == "legacy" else None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +111,13 @@ def leave() -> None:
 
 
 class StopVote:
-    """Signals and the file STOP in the run directory, agreed on by all ranks at a step boundary.
+    """Signals, the file STOP in the run directory and a time limit, agreed on by all ranks at a step boundary.
 
     Votes travel beside the step: `cast` before it, `agreed` after it; so a stop takes effect at most one step later.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, end_time: float | None) -> None:
+        self.run_dir, self.end_time = run_dir, end_time
         self.reason = ""
         self._vote = torch.zeros(1)
         self._work: dist.Work | None = None
@@ -127,6 +128,8 @@ class StopVote:
     def cast(self) -> None:
         if not self.reason and dist.get_rank() == 0 and (self.run_dir / "STOP").exists():
             self.reason = f"file {self.run_dir / 'STOP'}"
+        if not self.reason and self.end_time is not None and time.time() > self.end_time:
+            self.reason = "the time limit"
         self._vote.fill_(1.0 if self.reason else 0.0)
         self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
@@ -137,6 +140,14 @@ class StopVote:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
+
+
+def end_time(limit_minutes: float | None, environ: Mapping[str, str], reserve_s: float = 120.0) -> float | None:
+    """When to stop, in seconds since the epoch: the limit given, or the scheduler's end less time to save."""
+    ends = [] if limit_minutes is None else [time.time() + 60.0 * limit_minutes]
+    if "SLURM_JOB_END_TIME" in environ:
+        ends.append(float(environ["SLURM_JOB_END_TIME"]) - reserve_s)
+    return min(ends, default=None)
 
 
 def _find_master(launcher: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a status line, always JSONL and TensorBoard, W&B if configured. Rank 0 only."""
+"""What a run collects and shows of itself: a status line, always JSONL and TensorBoard, W&B if configured."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import json
 import logging
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from data.batch import Batch
 from trainer.config import ConfigError, Run
+from trainer.inputs import Inputs
 
 log = logging.getLogger("trainer")
 
 
 class Telemetry:
-    """Writes metrics of one run; a context manager, so that files are closed and the bar is removed on any exit.
+    """Writes metrics of one run, on rank 0; a context manager, so that files are closed and the bar is removed on any exit.
 
     RUN/metrics.jsonl has one object a line: {"step", "time", "kind": "train" | "validation", metrics...}. On a
     terminal the status is a bar, elsewhere plain lines.
@@ -73,6 +78,69 @@ class Telemetry:
             self._progress.update(self._task, completed=step, description=line)
         else:
             log.info("step %d/%d  %s", step, self.run.steps, line)
+
+
+@dataclass
+class Window:
+    """What happened since the last status line; read from the device once, in `summary`."""
+
+    inputs: Inputs
+    waited: float = 0.0
+    kept: list[torch.Tensor] = field(default_factory=list)  # a micro-batch each: losses of the targets, missing share
+    current: list[tuple[torch.Tensor, Batch]] = field(default_factory=list)  # of the step in progress
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, losses: torch.Tensor, missing: torch.Tensor, batch: Batch) -> None:
+        self.current.append((torch.cat([losses, missing[None]]), batch))
+
+    def keep_step(self) -> None:
+        self.kept += [values for values, _ in self.current]
+        self.current = []
+
+    def drop_step(self) -> list[dict[str, Any]]:
+        """Forget the step in progress; its samples on this rank, and whether their micro-batch had a finite loss."""
+        times, samples = self.inputs.store.times, []
+        for values, batch in self.current:
+            finite = bool(torch.isfinite(values).all())
+            for hour, lead in zip(batch.hours, batch.lead_hours.tolist(), strict=True):
+                samples.append({"time": str(times[hour]), "lead_hours": int(lead), "finite": finite})
+        self.current = []
+        return samples
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last summary out of the next throughput."""
+        if not self.kept:
+            self.started = time.perf_counter()
+
+    def summary(self, engine: Any, lr: float, total: int) -> dict[str, float]:
+        """Means over the kept steps and all ranks; empties the window."""
+        mean = torch.stack(self.kept).mean(0)
+        dist.all_reduce(mean)
+        *losses, missing = (mean / dist.get_world_size()).tolist()
+        seconds = time.perf_counter() - self.started
+        steps = len(self.kept) / engine.gradient_accumulation_steps()
+        names = self.inputs.normalizer.targets
+        metrics = {"loss": sum(losses) / len(losses)} | {f"loss_{n}": x for n, x in zip(names, losses, strict=True)}
+        metrics |= {
+            "lr": lr, "grad_norm": float(engine.get_global_grad_norm() or 0.0), "missing_inputs": missing,
+            "samples_per_s": steps * total / seconds, "data_wait_share": self.waited / seconds,
+        }  # fmt: skip
+        alpha = read_alpha(engine)
+        if alpha is not None:
+            metrics["elevation_alpha"] = alpha
+        self.kept, self.waited, self.started = [], 0.0, time.perf_counter()
+        return metrics
+
+
+def read_alpha(engine: Any) -> float | None:
+    """The learned elevation_alpha, from the fp32 masters; collective under ZeRO 3."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    alpha = engine.module.blocks[0].attn.elevation_alpha
+    if alpha is None:
+        return None
+    full = safe_get_full_fp32_param(alpha)
+    return float(alpha if full is None else full)
 
 
 def _drop_after(path: Path, step: int) -> None:

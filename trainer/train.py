@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -15,19 +16,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 from data import DataError
 from data.batch import Batch
+from data.stream import Stream
 from trainer import engine as engines
 from trainer import runtime
-from trainer.checkpoint import resume, store
+from trainer.checkpoint import consistency, resume, store
+from trainer.checkpoint.pretrained import write_report
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import ConfigError, Run, dump, load
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.metrics import normalised_loss, score, weighted_mse
 from trainer.model.attention import kernel_name
 from trainer.model.topoflow import TopoFlow
-from trainer.telemetry import Telemetry
+from trainer.telemetry import Telemetry, Window
+from trainer.trained import import_weights
 
 log = logging.getLogger("trainer")
 EXIT_WRONG = 2  # configuration, data or checkpoint refused
@@ -47,32 +52,41 @@ class Progress:
     samples_seen: int = 0
     best_val_loss: float = float("inf")
     val_loss: float | None = None
+    bad_steps: int = 0  # non-finite ones in a row
+    wall_seconds: float = 0.0
+    changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
 
 
-def train(run: Run, deepspeed_path: Path, world: runtime.World) -> bool:
+def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     """Train until `run.steps`; True when finished, False when stopped on request.
 
     Raises:
         DataError, CheckpointError, ConfigError: refused before step 1.
-        TrainingError: non-finite loss, or a step-0 validation loss other than expected.
+        TrainingError: non-finite steps in a row, or a step-0 validation loss other than expected.
     """
-    deepspeed_config = engines.resolve_deepspeed(deepspeed_path, run, world.size)
-    stop = runtime.StopVote(run.run_dir)
+    deepspeed_config = engines.resolve_deepspeed(options.deepspeed_config, run, world.size)
+    stop = runtime.StopVote(run.run_dir, runtime.end_time(options.time_limit, os.environ))
     inputs = open_inputs(run, world.device)
     samples = inputs.index("train")
+    held_out = inputs.stream(inputs.index("validation"))
 
     torch.manual_seed(run.seed)  # every rank builds the same weights
-    model = TopoFlow(architecture(run))
-    engine = engines.build_engine(model, run, deepspeed_config, world)
-    progress = restore(engine, run, inputs, world)
+    model = TopoFlow(architecture(run)).to(world.device)
+    found, universal, progress = look_back(run, inputs, world, deepspeed_config, options.allow_change)
+    source = load_foreign_weights(model, run, world) if found is None else None
+    engine = engines.build_engine(model, run, deepspeed_config, universal is not None)
+    if found is not None:
+        resume.load_engine(engine, found, universal)
+        log.info("resumed from %s", found)
+    consistency.require_equal(consistency.hash_masters(engine), source, "before the first step")
     describe(run, inputs, world, engine, len(samples))
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
         return True
     if progress.step == 0:
-        validate(engine, inputs, progress, world)
-        check_expectation(run, progress)
+        validate(engine, held_out, inputs, progress, world)
         log.info("step 0: validation loss %.4f", progress.val_loss)
+        check_expectation(run, progress)
 
     accumulation = run.batch.accumulation(world.size)
     batches = inputs.stream(samples).training(progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank)
@@ -82,34 +96,40 @@ def train(run: Run, deepspeed_path: Path, world: runtime.World) -> bool:
         if telemetry and progress.step == 0:
             telemetry.record("validation", 0, {"loss": progress.val_loss or 0.0})
         while progress.step < run.steps and not stopping:
+            started = time.monotonic()
             stop.cast()
             lr = engines.set_learning_rates(engine, progress.step, run)
             take_step(engine, batches, accumulation, inputs, window, run.seed)
             progress.step += 1
             progress.samples_seen += run.batch.total
+            if engines.step_was_skipped(engine):
+                step_over_bad_samples(window, progress, run)
+            else:
+                progress.bad_steps = 0
+                window.keep_step()
             stopping = stop.agreed()
 
             last = progress.step == run.steps
             saving = last or stopping or progress.step % run.checkpoint.every == 0
-            if saving or progress.step % run.telemetry.every == 0:
+            if (saving or progress.step % run.telemetry.every == 0) and window.kept:
                 metrics = window.summary(engine, lr, run.batch.total)
                 if telemetry:
                     telemetry.status(progress.step, metrics)
             if last or progress.step % run.validation.every == 0:
-                scores = validate(engine, inputs, progress, world)
+                scores = validate(engine, held_out, inputs, progress, world)
                 if telemetry:
                     telemetry.record("validation", progress.step, scores)
-                    log.info(
-                        "step %d: validation loss %.4f, best %.4f", progress.step, progress.val_loss, progress.best_val_loss
-                    )
+                    log.info("step %d: validation loss %.4f, best %.4f", progress.step, scores["loss"], progress.best_val_loss)
                 window.restart_clock()
+            progress.wall_seconds += time.monotonic() - started
             if saving:
-                save(engine, run, inputs, progress, world)
+                seconds = save(engine, run, inputs, progress, world)
+                if telemetry:
+                    telemetry.record("checkpoint", progress.step, {"stall_s": seconds})
                 window.restart_clock()
     if stopping and progress.step < run.steps:
-        log.info(
-            "stopped at step %d (%s); start the same command again to continue", progress.step, stop.reason or "another rank"
-        )
+        reason = stop.reason or "another rank was told to"
+        log.info("stopped at step %d (%s); start the same command again to continue", progress.step, reason)
     return progress.step == run.steps
 
 
@@ -123,88 +143,40 @@ def take_step(engine: Any, batches: Iterator[Batch], accumulation: int, inputs: 
         torch.manual_seed((seed << 40) + batch.position)
         losses = weighted_mse(engine(*arguments), example.targets, example.weight)
         engine.backward(losses.mean())
+        engines.guard_plain_step(engine)
         engine.step()
         window.add(losses.detach(), example.missing_inputs, batch)
 
 
-@dataclass
-class Window:
-    """What happened since the last status line; read from the device once, in `summary`."""
+def step_over_bad_samples(window: Window, progress: Progress, run: Run) -> None:
+    """All ranks skipped a step whose gradient was not finite: write down its samples, and give up after too many in a row.
 
-    inputs: Inputs
-    waited: float = 0.0
-    losses: list[torch.Tensor] = field(default_factory=list)
-    missing: list[torch.Tensor] = field(default_factory=list)
-    batches: list[tuple[Any, Any]] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, losses: torch.Tensor, missing: torch.Tensor, batch: Batch) -> None:
-        self.losses.append(losses)
-        self.missing.append(missing)
-        self.batches.append((batch.hours, batch.lead_hours))
-
-    def restart_clock(self) -> None:
-        """Leave the time since the last summary out of the next throughput."""
-        if not self.losses:
-            self.started = time.perf_counter()
-
-    def summary(self, engine: Any, lr: float, total: int) -> dict[str, float]:
-        """Means over the window and all ranks; empties the window.
-
-        Raises:
-            TrainingError: a loss is not finite; the ranks that saw it name the samples.
-        """
-        stacked = torch.stack([torch.cat([loss, share[None]]) for loss, share in zip(self.losses, self.missing, strict=True)])
-        mean = stacked.mean(0)
-        dist.all_reduce(mean)
-        mean = mean / dist.get_world_size()
-        if not torch.isfinite(mean).all():
-            self._name_bad_samples(stacked)
-        seconds = time.perf_counter() - self.started
-        steps = len(self.losses) / engine.gradient_accumulation_steps()
-        *losses, missing = mean.tolist()
-        names = self.inputs.normalizer.targets
-        metrics = {"loss": sum(losses) / len(losses)} | {f"loss_{n}": x for n, x in zip(names, losses, strict=True)}
-        metrics |= {
-            "lr": lr, "grad_norm": float(engine.get_global_grad_norm() or 0.0), "missing_inputs": missing,
-            "samples_per_s": steps * total / seconds, "data_wait_share": self.waited / seconds,
-        }  # fmt: skip
-        alpha = read_alpha(engine)
-        if alpha is not None:
-            metrics["elevation_alpha"] = alpha
-        self.losses, self.missing, self.batches, self.waited = [], [], [], 0.0
-        self.started = time.perf_counter()
-        return metrics
-
-    def _name_bad_samples(self, stacked: torch.Tensor) -> None:
-        times = self.inputs.store.times
-        for row in (~torch.isfinite(stacked).all(1)).nonzero().flatten().tolist():
-            hours, leads = self.batches[row]
-            named = ", ".join(f"{times[t]}+{int(h)}h" for t, h in zip(hours, leads, strict=True))
-            log.error("non-finite loss in the micro-batch of %s", named)
+    Raises:
+        TrainingError: `max_bad_steps` steps in a row were not finite.
+    """
+    progress.bad_steps += 1
+    named: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(named, window.drop_step())
+    samples = [sample for share in named for sample in share]
+    culprits = [s for s in samples if not s["finite"]] or samples
+    if dist.get_rank() == 0:
+        with (run.run_dir / "bad_samples.jsonl").open("a") as file:
+            file.writelines(json.dumps({"step": progress.step, **sample}) + "\n" for sample in culprits)
+    times = ", ".join(f"{s['time']}+{s['lead_hours']}h" for s in culprits[:8])
+    log.info("WARNING: step %d skipped on all ranks, gradient not finite; samples: %s", progress.step, times)
+    if progress.bad_steps >= run.max_bad_steps:
         raise TrainingError(
-            "the loss is not finite; the ranks that saw it named their samples above. The last checkpoint is intact: "
-            "inspect those hours of the store, or lower optimizer.lr."
+            f"{progress.bad_steps} steps in a row were not finite; the last at step {progress.step} with samples {times}. "
+            f"They are listed in {run.run_dir / 'bad_samples.jsonl'}; the last checkpoint is intact. Inspect those hours of "
+            "the store, or lower optimizer.lr."
         )
 
 
-def read_alpha(engine: Any) -> float | None:
-    """The learned elevation_alpha, from the fp32 masters; collective under ZeRO 3."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    alpha = engine.module.blocks[0].attn.elevation_alpha
-    if alpha is None:
-        return None
-    full = safe_get_full_fp32_param(alpha)
-    return float(alpha if full is None else full)
-
-
-def validate(engine: Any, inputs: Inputs, progress: Progress, world: runtime.World) -> dict[str, float]:
+def validate(engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, world: runtime.World) -> dict[str, float]:
     """Score the fixed validation samples, sharing them over ranks, and remember the loss."""
-    index = inputs.index("validation")
-    numbers = index.evenly(inputs.run.validation.samples)
+    numbers = held_out.index.evenly(inputs.run.validation.samples)
     engine.eval()
-    sums = score(engine, inputs.stream(index).listed(numbers, inputs.run.batch.micro, world.size, world.rank), inputs)
+    sums = score(engine, held_out.listed(numbers, inputs.run.batch.micro, world.size, world.rank), inputs)
     engine.train()
     sums.all_reduce()
     progress.val_loss = normalised_loss(sums, inputs.normalizer)
@@ -236,36 +208,69 @@ def memory(run: Run, inputs: Inputs, progress: Progress, world: runtime.World, z
     }  # fmt: skip
 
 
-def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runtime.World) -> None:
-    def save_shards(folder: Path) -> None:
-        engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
-
+def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runtime.World) -> float:
+    """Commit a checkpoint and remove old ones; the seconds that training stood still."""
+    started = time.monotonic()
     remembered = memory(run, inputs, progress, world, engine.zero_optimization_stage())
-    weights = store.gather_weights(engine)
-    path = store.save(run.run_dir, progress.step, remembered, weights, save_shards, run.checkpoint.keep_last)
-    log.info("saved %s", path)
+    path = resume.save_engine(engine, run.run_dir, progress.step, remembered)
+    if world.is_main:
+        store.retain(run.run_dir, run.checkpoint.keep_last, run.checkpoint.keep_every, "val_loss")
+    seconds = time.monotonic() - started
+    log.info("saved %s in %.1f s", path, seconds)
+    return seconds
 
 
-def restore(engine: Any, run: Run, inputs: Inputs, world: runtime.World) -> Progress:
-    """Load the newest checkpoint of the run directory into the engine, or start from nothing.
+def look_back(
+    run: Run, inputs: Inputs, world: runtime.World, deepspeed_config: dict[str, Any], allow_change: list[str]
+) -> tuple[Path | None, Path | None, Progress]:
+    """The newest valid checkpoint of the run directory, its universal form if this world needs one, and its progress.
 
     Raises:
-        CheckpointError: it is damaged, or was trained differently.
+        CheckpointError: there are checkpoints but none is valid, or the run would not be the same run.
     """
-    found = store.newest(run.run_dir) if run.resume == "auto" else None
-    if run.resume == "never" and store.newest(run.run_dir):
-        raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir or remove it.")
+    if not store.committed(run.run_dir):
+        return None, None, Progress()
+    if run.resume == "never":
+        raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
+    found = store.newest_valid(run.run_dir)
     if found is None:
-        return Progress()
+        raise CheckpointError(f"every checkpoint in {run.run_dir} is damaged (see above); start anew with another run_dir.")
     remembered = store.manifest(found)
-    resume.compare(found, remembered, memory(run, inputs, Progress(), world, engine.zero_optimization_stage()))
-    path, _ = engine.load_checkpoint(str(found / "deepspeed"), tag="engine")
-    loaded = torch.tensor(0.0 if path is None else 1.0, device=world.device)
-    dist.all_reduce(loaded, op=dist.ReduceOp.MIN)
-    if not loaded:
-        raise CheckpointError(f"{found}: DeepSpeed could not load it on every rank. Remove it to resume from an older one.")
-    log.info("resumed from %s", found)
-    return Progress(**{name: remembered[name] for name in asdict(Progress())})
+    zero_stage = deepspeed_config["zero_optimization"].get("stage", 0)
+    changes = resume.compare(found, remembered, memory(run, inputs, Progress(), world, zero_stage), allow_change)
+    universal = resume.make_loadable(found, remembered, world.size, zero_stage)
+    progress = Progress(**{name: remembered[name] for name in asdict(Progress())})
+    progress.changes += [{"step": progress.step, **change} for change in changes]
+    return found, universal, progress
+
+
+def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dict[str, str] | None:
+    """Fill `model` from `init_from`: rank 0 reads the file once, the others receive it in buckets; collective.
+
+    Returns:
+        On rank 0 the hashes of what the network must now hold, by name; None without `init_from`.
+
+    Raises:
+        CheckpointError: on every rank, if the weights do not load completely.
+    """
+    if run.init_from is None:
+        return None
+    refusal: list[str | None] = [None]
+    if world.is_main:
+        try:
+            tensors, report = import_weights(model, run.init_from.path, run.init_from.allow_missing)
+            run.run_dir.mkdir(parents=True, exist_ok=True)
+            write_report(report, run.run_dir / "import.json")
+            report.show(Console(stderr=True))
+            report.refuse_unless_complete()
+            model.load_state_dict({**model.state_dict(), **tensors})
+        except CheckpointError as error:
+            refusal = [str(error)]
+    dist.broadcast_object_list(refusal, src=0)
+    if refusal[0] is not None:
+        raise CheckpointError(refusal[0])
+    consistency.broadcast_from_main(model.parameters())
+    return consistency.hash_tensors(model.named_parameters()) if world.is_main else None
 
 
 def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, samples: int) -> None:
@@ -299,6 +304,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--deepspeed_config", type=Path, default=default, help="DeepSpeed's JSON (default ds_configs/zero1.json)"
     )
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY",
+                        help="accept that a resumed run differs in this key from its checkpoint; repeatable")  # fmt: skip
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES",
+                        help="save and exit with code 75 after this long (under SLURM also before the job's end)")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refused runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the configuration, as in steps=600")
@@ -312,7 +321,7 @@ def main(argv: list[str]) -> int:
         run = load(options.config, options.overrides)
         world = runtime.join(run.timeout_minutes)
         main_rank = world.is_main
-        finished = train(run, options.deepspeed_config, world)
+        finished = train(run, options, world)
     except (*Refusals, TrainingError) as error:
         if options.debug:
             raise

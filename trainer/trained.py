@@ -17,9 +17,11 @@ from data import DataError
 from data.batch import Batch
 from data.stream import SampleIndex
 from trainer.checkpoint import store
+from trainer.checkpoint.pretrained import ImportReport, match, read_tensors
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import ConfigError, Run, validate
 from trainer.inputs import Inputs, architecture, open_inputs
+from trainer.model.compat import translate
 from trainer.model.topoflow import TopoFlow
 
 
@@ -84,6 +86,23 @@ def hour_of(trained: Trained, time: str | None) -> int:
         return int((np.datetime64(time, "h") - store.times[0]).astype(int))
     except ValueError as error:
         raise DataError(f"'{time}' is not a time: write it as {store.times[0]}.") from error
+
+
+def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tuple[dict[str, Tensor], ImportReport]:
+    """Read, translate and match foreign weights; nothing is changed in `model`, nothing is refused yet.
+
+    Returns:
+        fp32 tensors by our names, and the report.
+    """
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    translated = translate(read_tensors(path), expected)
+    parameters = {name: shape for name, shape in expected.items() if name != "blocks.0.attn.H_scale"}
+    scale = translated.state.pop("blocks.0.attn.H_scale", None)
+    tensors, report = match(str(path), translated.state, parameters, allow_missing)
+    if scale is not None and float(scale) != 1000.0:
+        report.misshapen["blocks.0.attn.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
+    report.remapped, report.ignored = translated.remapped, translated.ignored
+    return tensors, report
 
 
 def run_command(argv: list[str], parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tests import obvious
 from trainer.model.attention import _query_chunks, _TwoTriangles, elevation_biased_attention
+from trainer.model.compat import LEGACY_BIAS_FLOOR, legacy_arguments, legacy_orders
 from trainer.model.embedding import embed_and_aggregate
 from trainer.model.topoflow import Architecture, Block, PositionsAlongWind, TopoFlow, patch_mean
 
@@ -82,9 +84,8 @@ def test_published_names_shapes_and_counts(bias: bool, parameters: int, tensors:
         assert model.state_dict()["blocks.0.attn.H_scale"] == 1000.0
 
 
-def test_golden_values_of_the_old_code() -> None:
-    golden = np.load(Path(__file__).parents[1] / "golden" / "climax_baseline.npz", allow_pickle=False)
-    arch = Architecture((64, 128), 15, TARGETS, width=32, depth=2, heads=4, elevation_bias=False)
+def golden_model(arch: Architecture) -> TopoFlow:
+    """A network with the reproducible weights of the golden files."""
     model = TopoFlow(arch).eval()
     order = ["var_embed", "var_query", "pos_embed", "token_embeds.proj_weights", "token_embeds.proj_biases",
              "var_agg.in_proj_weight", "var_agg.in_proj_bias", "var_agg.out_proj.weight", "var_agg.out_proj.bias",
@@ -98,13 +99,30 @@ def test_golden_values_of_the_old_code() -> None:
         values = rng.standard_normal(shapes[name]).astype(np.float32) * np.float32(0.2)
         is_norm = name.endswith(".weight") and "norm" in name.split(".")[-2]
         state[name] = torch.from_numpy(values + np.float32(1.0) if is_norm else values)
+    if arch.elevation_bias:
+        state |= {"blocks.0.attn.elevation_alpha": torch.tensor(1.0), "blocks.0.attn.H_scale": torch.tensor(1000.0)}
     model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("name", ["climax_baseline", "legacy_elevation_and_scan"])
+def test_golden_values_of_the_old_code(name: str) -> None:
+    golden = np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz", allow_pickle=False)
+    legacy = name.startswith("legacy")
+    arch = Architecture((64, 128), 15, TARGETS, width=32, depth=2, heads=4, elevation_bias=legacy)
     x = torch.from_numpy(np.random.Generator(np.random.PCG64(77)).standard_normal((2, 15, 64, 128)).astype(np.float32))
-    raster = torch.arange(2048).expand(2, -1)
+    lead = torch.tensor([12.0, 96.0])
+    given: tuple[Tensor, ...] = (x, lead, torch.zeros(2048), torch.arange(2048).expand(2, -1))
+    if legacy:
+        arch = replace(arch, bias_floor=LEGACY_BIAS_FLOOR)
+        x[:, 13] *= 1931.4
+        assert legacy_orders(x, arch.patches).tolist() == golden["perm"].tolist()
+        given = legacy_arguments(x, lead, elevation_channel=13, patch=2)
+    model = golden_model(arch)
     encoded = []
     model.norm.register_forward_hook(lambda module, given, out: encoded.append(out))
     with torch.no_grad():
-        y = model(x, torch.tensor([12.0, 96.0]), torch.zeros(2048), raster)
+        y = model(*given)
     assert relative(encoded[0], torch.from_numpy(golden["enc"])) < 2e-4
     assert relative(y, torch.from_numpy(golden["y"])) < 2e-4
 
@@ -182,8 +200,6 @@ def test_patch_mean() -> None:
 
 
 def test_recomputed_blocks_give_the_same_gradients() -> None:
-    from dataclasses import replace
-
     arch = replace(SMALL, dropout=0.1, drop_path=0.2)
     gradients = []
     for recompute in ("none", "blocks"):

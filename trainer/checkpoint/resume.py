@@ -1,44 +1,128 @@
-"""What a run must remember, and its comparison with the present."""
+"""What a run must remember, its comparison with the present, and getting it back into an engine.
+
+The same world size and ZeRO stage load DeepSpeed's shards as they are, bit for bit. Another world size (or stage 1 <-> 2)
+goes through DeepSpeed's universal checkpoint, converted beside the checkpoint without a command by hand.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from trainer.checkpoint import store
 from trainer.checkpoint.store import CheckpointError
 
+log = logging.getLogger("trainer")
+TAG = "engine"
 # A resumed run may differ in these; everything else would silently train another model.
-FREE_KEYS = ("run_dir", "steps", "resume", "timeout_minutes", "validation", "checkpoint", "telemetry", "expect",
-             "data.prefetch", "data.store", "wind_scan.cache", "model.recompute")  # fmt: skip
+FREE_KEYS = ("run_dir", "steps", "resume", "timeout_minutes", "validation", "checkpoint", "telemetry", "expect", "init_from",
+             "max_bad_steps", "data.prefetch", "data.store", "wind_scan.cache", "model.recompute")  # fmt: skip
 
 
-def compare(checkpoint: Path, remembered: dict[str, Any], present: dict[str, Any]) -> None:
+def compare(
+    checkpoint: Path, remembered: dict[str, Any], present: dict[str, Any], allow_change: list[str]
+) -> list[dict[str, Any]]:
     """Refuse to resume when the data, the scan or the configuration is not what the checkpoint was trained with.
 
     Args:
-        remembered, present: {"config": tree, "fingerprints": {name: hash}, "world_size": int, "zero_stage": int}.
+        remembered, present: {"config": tree, "fingerprints": {name: hash}}.
+        allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name covers its keys.
+
+    Returns:
+        The accepted differences, [{"name", "before", "after"}], for the next manifests.
 
     Raises:
-        CheckpointError: listing every difference.
+        CheckpointError: listing every difference that is not allowed.
     """
     differences = []
     for name, value in present["fingerprints"].items():
-        before = remembered["fingerprints"].get(name)
-        if before != value:
-            differences.append(f"{name}: {before} then, {value} now")
+        differences.append((name, remembered["fingerprints"].get(name), value))
     before, now = _flatten(remembered["config"]), _flatten(present["config"])
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE_KEYS):
-            differences.append(f"{key}: {before.get(key)} then, {now.get(key)} now")
-    for key in ("world_size", "zero_stage"):
-        if remembered[key] != present[key]:
-            differences.append(f"{key}: {remembered[key]} then, {present[key]} now")
-    if differences:
-        listed = "\n".join(f"  {d}" for d in differences)
+        if not _covered(key, FREE_KEYS):
+            differences.append((key, before.get(key), now.get(key)))
+    changed = [d for d in differences if d[1] != d[2]]
+    refused = [d for d in changed if not _covered(d[0], allow_change)]
+    if refused:
+        listed = "\n".join(f"  {name}: {a} then, {b} now" for name, a, b in refused)
         raise CheckpointError(
             f"{checkpoint} was trained differently:\n{listed}\n"
-            "Restore these values, or start a new run with another run_dir (or resume=never)."
+            "Restore these values, accept each with --allow-change NAME, or start a new run with another run_dir."
         )
+    return [{"name": name, "before": a, "after": b} for name, a, b in changed]
+
+
+def make_loadable(checkpoint: Path, remembered: dict[str, Any], world_size: int, zero_stage: int) -> Path | None:
+    """Convert to a universal checkpoint if this world size or stage needs it; collective.
+
+    Returns:
+        The directory of the universal checkpoint, or None where the shards load as they are.
+
+    Raises:
+        CheckpointError: ZeRO 3 and the other stages do not interchange, or the conversion failed.
+    """
+    before = (remembered["world_size"], remembered["zero_stage"])
+    if before == (world_size, zero_stage) or (before[1] == zero_stage == 0):
+        return None
+    if before[1] != zero_stage and not {before[1], zero_stage} <= {1, 2}:
+        raise CheckpointError(
+            f"{checkpoint} was written under ZeRO {before[1]}, the run asks for ZeRO {zero_stage}: only 1 and 2 interchange. "
+            f"Use ds_configs/zero{before[1]}.json, or start a new run with init_from={checkpoint}."
+        )
+    folder = checkpoint.with_name(checkpoint.name + ".universal.partial")
+    failure = [""]
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.monotonic()
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder",
+                   str(checkpoint / "deepspeed" / TAG), "--output_folder", str(folder / TAG)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            failure = [done.stderr[-2000:]]
+        log.info("converted %s from %d to %d ranks in %.1f s", checkpoint, before[0], world_size, time.monotonic() - started)
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0]:
+        raise CheckpointError(f"{checkpoint} could not be converted for {world_size} ranks:\n{failure[0]}")
+    return folder
+
+
+def load_engine(engine: Any, checkpoint: Path, universal: Path | None) -> None:
+    """Load weights and optimizer into the engine; collective.
+
+    Raises:
+        CheckpointError: on every rank, if any rank could not load.
+    """
+    folder = checkpoint / "deepspeed" if universal is None else universal
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    loaded = torch.tensor(0.0 if path is None else 1.0, device=engine.device)
+    dist.all_reduce(loaded, op=dist.ReduceOp.MIN)
+    if universal is not None and dist.get_rank() == 0:
+        shutil.rmtree(universal)
+    if not loaded:
+        raise CheckpointError(f"{checkpoint}: DeepSpeed could not load it on every rank. Remove it to use an older one.")
+
+
+def save_engine(engine: Any, run_dir: Path, step: int, memory: dict[str, Any]) -> Path:
+    """Commit weights, optimizer and `memory` as one checkpoint; collective."""
+
+    def save_shards(folder: Path) -> None:
+        # What DeepSpeed's conversion to other world sizes asks for; our own memory is in the manifest.
+        state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        engine.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False)
+
+    return store.save(run_dir, step, memory, store.gather_weights(engine), save_shards)
+
+
+def _covered(key: str, names: tuple[str, ...] | list[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""Checkpoints on disk: commit, find, keep.
+"""Checkpoints on disk: commit, verify, find, keep.
 
 RUN/checkpoints/step-00000200/
   manifest.json          what the run must remember, and every file with its size and sha256
   weights.safetensors    all parameters in fp32, loads without DeepSpeed
   deepspeed/             DeepSpeed's own shards: optimizer state, master weights
-A checkpoint is written as step-N.partial and renamed when every rank has finished: what has its final name is whole.
+RUN/checkpoints/latest   link to the newest, for people; no code depends on it
+
+Commit: everything is written as step-N.partial; when all ranks have finished, each hashes and syncs its share of the
+files; rank 0 writes the manifest, syncs, renames. What has its final name is whole, at whatever instant a run dies.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+log = logging.getLogger("trainer")
 
 
 class CheckpointError(Exception):
@@ -34,7 +42,6 @@ def save(
     memory: dict[str, Any],
     weights: dict[str, Tensor],
     save_shards: Callable[[Path], None],
-    keep_last: int,
 ) -> Path:
     """Write and commit one checkpoint; collective.
 
@@ -42,7 +49,6 @@ def save(
         memory: what `resume` needs, JSON values.
         weights: fp32 parameters, read on rank 0 only.
         save_shards: writes the engine's own files below a directory; called on every rank.
-        keep_last: older checkpoints than these are removed, except the one with the best validation loss.
 
     Returns:
         The committed directory.
@@ -58,17 +64,23 @@ def save(
     if main:
         save_file(weights, partial / "weights.safetensors")
     dist.barrier()
+    files = _describe_together(partial)
     if main:
-        files = {str(f.relative_to(partial)): {"bytes": f.stat().st_size, "sha256": _sha256(f)}
-                 for f in sorted(partial.rglob("*")) if f.is_file()}  # fmt: skip
         (partial / "manifest.json").write_text(json.dumps({"step": step, "files": files, **memory}, indent=1))
-        _fsync_tree(partial)
+        _sync(partial / "manifest.json")
+        _sync(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _retain(run_dir, keep_last)
+        _sync(final.parent)
+        _link_latest(final)
     dist.barrier()
     return final
+
+
+def committed(run_dir: Path) -> list[Path]:
+    """All committed checkpoints, oldest first."""
+    return sorted(p.parent for p in (run_dir / "checkpoints").glob("step-*/manifest.json") if p.parent.suffix != ".partial")
 
 
 def newest(run_dir: Path) -> Path | None:
@@ -77,10 +89,27 @@ def newest(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def committed(run_dir: Path) -> list[Path]:
-    """All committed checkpoints, oldest first."""
-    return sorted(p.parent for p in (run_dir / "checkpoints").glob("step-*/manifest.json")
-                  if not p.parent.name.endswith(".partial"))  # fmt: skip
+def newest_valid(run_dir: Path) -> Path | None:
+    """The last committed checkpoint whose every file has its recorded hash; damaged ones are reported; collective."""
+    chosen: list[Path | None] = [None]
+    for checkpoint in reversed(committed(run_dir) if dist.get_rank() == 0 else []):
+        problems = verify(checkpoint)
+        if not problems:
+            chosen = [checkpoint]
+            break
+        log.error("WARNING: %s is damaged and skipped: %s", checkpoint, "; ".join(problems))
+    dist.broadcast_object_list(chosen, src=0)
+    return chosen[0]
+
+
+def verify(checkpoint: Path) -> list[str]:
+    """Re-hash every file; what is wrong, a line each."""
+    try:
+        listed = manifest(checkpoint)["files"]
+    except CheckpointError as error:
+        return [str(error)]
+    return [f"{name} does not have the sha256 that was recorded" for name, expected in listed.items()
+            if _sha256(checkpoint / name) != expected["sha256"]]  # fmt: skip
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
@@ -95,13 +124,13 @@ def manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Remove {checkpoint} to resume from an older one.") from error
+        raise CheckpointError(f"{path} is damaged: {error}. Remove {checkpoint} to use an older one.") from error
     for name, expected in content["files"].items():
         file = checkpoint / name
         size = file.stat().st_size if file.exists() else None
         if size != expected["bytes"]:
             raise CheckpointError(f"{file} has {size} bytes, {expected['bytes']} were written: remove {checkpoint} to "
-                                  "resume from an older one.")  # fmt: skip
+                                  "use an older one.")  # fmt: skip
     return content
 
 
@@ -118,7 +147,7 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """All parameters in fp32 on the CPU of rank 0 (empty elsewhere); collective, one parameter at a time."""
+    """Parameters and persistent buffers in fp32 on the CPU of rank 0 (empty elsewhere); collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
@@ -133,13 +162,61 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _retain(run_dir: Path, keep_last: int) -> None:
+def retain(run_dir: Path, keep_last: int, keep_every: int | None, metric: str) -> None:
+    """Remove older checkpoints, from manifests alone.
+
+    Kept are the last `keep_last`, every step that is a multiple of `keep_every`, the one with the lowest `metric`, and
+    any that a reader holds open.
+    """
     checkpoints = committed(run_dir)
-    scored = [(manifest(c)["val_loss"], c) for c in checkpoints if manifest(c).get("val_loss") is not None]
-    best = min(scored)[1] if scored else None
-    for checkpoint in checkpoints[:-keep_last]:
-        if checkpoint != best:
-            shutil.rmtree(checkpoint)
+    manifests = {c: manifest(c) for c in checkpoints}
+    scored = [(m[metric], c) for c, m in manifests.items() if m.get(metric) is not None]
+    kept = set(checkpoints[-keep_last:]) | ({min(scored)[1]} if scored else set())
+    if keep_every is not None:
+        kept |= {c for c, m in manifests.items() if m["step"] % keep_every == 0}
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            _remove_unless_read(checkpoint)
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Hold a checkpoint open, so that a running job's retention leaves it alone."""
+    with (checkpoint / "manifest.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+
+
+def _remove_unless_read(checkpoint: Path) -> None:
+    with (checkpoint / "manifest.json").open("rb") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s is being read and stays for now", checkpoint)
+            return
+        # Renamed first: an interrupted removal leaves a partial, never a committed checkpoint with files missing.
+        doomed = checkpoint.rename(checkpoint.with_name(checkpoint.name + ".partial"))
+    shutil.rmtree(doomed)
+
+
+def _describe_together(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below `folder`, which each rank hashes and syncs a share of; collective."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    mine = {}
+    for file in files[dist.get_rank() :: dist.get_world_size()]:
+        _sync(file)
+        mine[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    everyone: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    merged = {name: described for share in everyone for name, described in share.items()}
+    return dict(sorted(merged.items()))
+
+
+def _link_latest(checkpoint: Path) -> None:
+    link = checkpoint.with_name("latest.partial")
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name)
+    os.replace(link, checkpoint.with_name("latest"))
 
 
 def _sha256(path: Path) -> str:
@@ -147,10 +224,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -29,9 +29,11 @@ class Attention(nn.Module):
 
     H_scale: Tensor
 
-    def __init__(self, width: int, heads: int, elevation_bias: bool, alpha_init: float = 0.01) -> None:
+    def __init__(
+        self, width: int, heads: int, elevation_bias: bool, alpha_init: float = 0.01, bias_floor: float | None = None
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.bias_floor = heads, bias_floor
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.elevation_alpha: nn.Parameter | None = None
@@ -51,7 +53,7 @@ class Attention(nn.Module):
         else:
             precise = torch.promote_types(self.elevation_alpha.dtype, torch.float32)
             slope = self.elevation_alpha.to(precise) / self.H_scale.to(precise)
-            out = elevation_biased_attention(qkv, elevation, slope[0])
+            out = elevation_biased_attention(qkv, elevation, slope[0], self.bias_floor)
         return self.proj(out.reshape(batch, tokens, width))
 
 
@@ -73,30 +75,31 @@ def kernel_name(device: torch.device) -> str:
     return "flash triangles" if device.type == "cpu" else "query chunks"
 
 
-def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) - slope * relu(z_j - z_i)) v, memory linear in N.
 
     Args:
         qkv: (B, N, 3, H, d) queries, keys and values.
         z: (B, N) elevations.
         slope: () bias per unit of z; any sign, and differentiable, also at 0.
+        floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
 
     Returns:
         (B, N, H, d).
     """
-    if kernel_name(qkv.device) == "flash triangles":
+    if floor is None and kernel_name(qkv.device) == "flash triangles":
         return _TwoTriangles.apply(qkv, z, slope)
-    return _query_chunks(qkv, z, slope)
+    return _query_chunks(qkv, z, slope, floor)
 
 
-def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
     """The plain formula on QUERY_CHUNK queries at a time, recomputed in the backward pass."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
 
     def attend(q_chunk: Tensor, z_chunk: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> Tensor:
         climb = (z[:, None, :] - z_chunk[:, :, None]).clamp_min(0)
-        bias = (-slope * climb).to(q_chunk.dtype)[:, None]
-        scores = q_chunk @ k.transpose(-1, -2) * q_chunk.shape[-1] ** -0.5 + bias
+        bias = -slope * climb if floor is None else (-slope * climb).clamp(floor, 0.0)
+        scores = q_chunk @ k.transpose(-1, -2) * q_chunk.shape[-1] ** -0.5 + bias.to(q_chunk.dtype)[:, None]
         return scores.softmax(-1) @ v
 
     chunks = zip(q.split(QUERY_CHUNK, 2), z.split(QUERY_CHUNK, 1), strict=True)

@@ -36,6 +36,7 @@ class Architecture:
     elevation_bias: bool = True
     alpha_init: float = 0.01
     init_std: float = 0.02  # of linear weights and patch projections
+    bias_floor: float | None = None  # legacy mode only
     recompute: str = "none"  # none | blocks: activations of a block are recomputed in the backward pass
 
     @property
@@ -49,7 +50,7 @@ class Block(nn.Module):
     def __init__(self, arch: Architecture, elevation_bias: bool, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(arch.width, eps=1e-5)
-        self.attn = Attention(arch.width, arch.heads, elevation_bias, arch.alpha_init)
+        self.attn = Attention(arch.width, arch.heads, elevation_bias, arch.alpha_init, arch.bias_floor)
         self.norm2 = nn.LayerNorm(arch.width, eps=1e-5)
         self.mlp = Mlp(arch.width, int(arch.width * arch.mlp_ratio))
         self.drop_path = DropPath(drop_path)

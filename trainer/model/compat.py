@@ -1,0 +1,138 @@
+"""Everything the old code did differently, quarantined: dialects of its weights, and its wind-scan arithmetic.
+
+Nothing here is used by a new run unless it imports old weights or sets `wind_scan.mode: legacy`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEGACY_REGIONS = (32, 32)
+LEGACY_BIAS_FLOOR = -10.0  # the old code clamped the elevation bias
+KNOWN_BUFFERS = ("china_mask", "target_indices")
+_RENAMED = (
+    (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),
+    (re.compile(r"(blocks\.\d+\.mlp\.)[23]\.(weight|bias)$"), r"\1fc2.\2"),
+    (re.compile(r"(blocks\.0\.attn\.)alpha$"), r"\1elevation_alpha"),
+)
+_ONE_PROJECTION = re.compile(r"(.*token_embeds)\.(\d+)\.proj\.(weight|bias)$")
+
+
+@dataclass
+class Translation:
+    """Foreign weights under our names, and what was done to them."""
+
+    state: dict[str, Tensor]
+    remapped: dict[str, str] = field(default_factory=dict)  # foreign name -> our name, where they differ
+    ignored: list[str] = field(default_factory=list)  # buffers that are not weights
+
+
+def translate(foreign: dict[str, Tensor], expected: dict[str, torch.Size]) -> Translation:
+    """Bring a state dict of any known dialect to our names and shapes; decides nothing about completeness.
+
+    The prefix is the one under which most expected parameters are found. A key that no rule touches keeps its name.
+
+    Args:
+        foreign: tensors as read.
+        expected: names and shapes of the network to fill.
+    """
+    stacked, remapped = _stack_projections(foreign)
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in stacked.items():
+        new = key
+        for pattern, replacement in _RENAMED:
+            new = pattern.sub(replacement, new)
+        if new.endswith("elevation_alpha") and tensor.shape == (1,):
+            tensor = tensor.reshape(())
+        renamed[new] = tensor
+        if new != key:
+            remapped[key] = new
+    prefix = _best_prefix(renamed, expected)
+    result = Translation({}, {old: new.removeprefix(prefix) for old, new in remapped.items()})
+    for key, tensor in renamed.items():
+        if key.rsplit(".", 1)[-1] in KNOWN_BUFFERS:
+            result.ignored.append(key)
+            continue
+        result.state[key.removeprefix(prefix)] = tensor
+        if prefix and key.startswith(prefix):
+            result.remapped.setdefault(key, key.removeprefix(prefix))
+    return result
+
+
+def legacy_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:
+    """The old code's wind scan: (B, V, H, W) model input -> (B, N) int64, new position -> old raster token.
+
+    Per region of the true grid the speed-weighted mean of channels 0 and 1 *as given* (normalised) makes an angle; the
+    patches of one region, placed in the grid's upper left corner and scaled by the whole grid, are sorted along it; the
+    resulting order permutes the *contiguous* strip of tokens with the region's number. Faults included.
+    """
+    rows, cols = LEGACY_REGIONS
+    u, v = (x[:, c].float().unflatten(1, (rows, -1)).unflatten(3, (cols, -1)) for c in (0, 1))
+    speed = (u * u + v * v).sqrt()
+    total = speed.sum((2, 4))
+    mean_u, mean_v = ((c * speed).sum((2, 4)) / total.where(total > 0, 1.0) for c in (u, v))
+    angle = torch.atan2(mean_v.where(total > 0, 0.0), mean_u.where(total > 0, 0.0)).flatten(1)  # (B, R)
+
+    gh, gw = patches
+    rh, rw = gh // rows, gw // cols
+    k = torch.arange(rh * rw, device=x.device)
+    r = (k // rw).double() / (gh - 1) * 2 - 1
+    c = (k % rw).double() / (gw - 1) * 2 - 1
+    exact = angle.double()[..., None]
+    projection = c * exact.cos() + (-r) * exact.sin()  # (B, R, P)
+    order = projection.argsort(dim=-1, stable=True)
+    strips = torch.arange(rows * cols, device=x.device)[:, None] * (rh * rw)
+    return (order + strips).flatten(1)
+
+
+def legacy_arguments(x: Tensor, lead_hours: Tensor, elevation_channel: int, patch: int) -> tuple[Tensor, ...]:
+    """Arguments under which `TopoFlow.forward` repeats the old forward pass.
+
+    Tokens are permuted (here as patches of pixels, which is the same), position embedding, elevation and output stay in
+    raster order, and elevation is the input channel as given, so a normalised one is divided by 1000 again.
+
+    Returns:
+        x with permuted patches, lead_hours, elevation (B, N), rank (B, N).
+    """
+    batch, variables, height, width = x.shape
+    rows, cols = height // patch, width // patch
+    order = legacy_orders(x, (rows, cols))
+    pixels = F.pixel_unshuffle(x, patch).flatten(2)  # (B, V*p*p, N)
+    moved = pixels.gather(2, order[:, None].expand_as(pixels)).view(batch, -1, rows, cols)
+    elevation = F.avg_pool2d(x[:, elevation_channel : elevation_channel + 1], patch).flatten(1)
+    raster = torch.arange(rows * cols, device=x.device).expand(batch, -1)
+    return F.pixel_shuffle(moved, patch), lead_hours, elevation, raster
+
+
+def _stack_projections(foreign: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`token_embeds.i.proj.{weight,bias}` of every variable -> the stacked `proj_weights`, `proj_biases`."""
+    kept: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    remapped: dict[str, str] = {}
+    for key, tensor in foreign.items():
+        match = _ONE_PROJECTION.match(key)
+        if match is None:
+            kept[key] = tensor
+            continue
+        name = f"{match[1]}.{'proj_weights' if match[3] == 'weight' else 'proj_biases'}"
+        parts.setdefault(name, {})[int(match[2])] = tensor
+        remapped[key] = name
+    for name, numbered in parts.items():
+        kept[name] = torch.stack([numbered[i] for i in sorted(numbered)])
+    return kept, remapped
+
+
+def _best_prefix(keys: dict[str, Tensor], expected: dict[str, torch.Size]) -> str:
+    found: dict[str, int] = {}
+    for key in keys:
+        for name, shape in expected.items():
+            if key == name or key.endswith("." + name):
+                prefix = key[: len(key) - len(name)]
+                found[prefix] = found.get(prefix, 0) + int(np.prod(shape))
+    return max(found, key=lambda p: (found[p], -len(p))) if found else ""
