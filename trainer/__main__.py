@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from trainer import evaluate, forecast, plots, train
+from trainer import evaluate, forecast, plots, train, weights
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.main,
     "evaluate": evaluate.main,
     "forecast": forecast.main,
     "plot": plots.main,
+    "import": weights.import_main,
+    "checkpoint": weights.checkpoint_main,
 }
 
 SUMMARY = {
@@ -20,6 +22,8 @@ SUMMARY = {
     "evaluate": "score a checkpoint: RMSE, MAE, bias and skill for every pollutant and lead time",
     "forecast": "write the forecast from one analysis as a CF NetCDF file",
     "plot": "draw loss curves, and truth / forecast / difference maps of a case",
+    "import": "convert foreign weights, completely or not at all",
+    "checkpoint": "list, verify, show or export checkpoints",
 }
 
 

@@ -42,11 +42,35 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
-        elif parameter.ndim < 2 or leaf in ("pos_embed", "var_embed", "var_query", "proj_biases"):
+        elif len(_shape(parameter)) < 2 or leaf in (
+            "pos_embed",
+            "var_embed",
+            "var_query",
+            "proj_biases",
+        ):
             groups["no_decay"]["params"].append(parameter)
         else:
             groups["decay"]["params"].append(parameter)
     return [{"name": name, "lr": group["peak_lr"], **group} for name, group in groups.items() if group["params"]]
+
+
+def optimizer_layout(model: nn.Module, run: Run) -> list[list[Any]]:
+    """[[group, [[parameter name, shape], ...]], ...] in the optimizer's order, which its saved state relies on."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[group["name"], [[names[id(p)], list(_shape(p))] for p in group["params"]]]
+            for group in parameter_groups(model, run)]  # fmt: skip
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of the whole parameter, also where ZeRO 3 has partitioned it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def restate_hyperparameters(engine: Any, run: Run) -> None:
+    """After a load, which brings the checkpoint's back: rates, decay and betas are what the configuration says."""
+    for group, stated in zip(engine.optimizer.param_groups, parameter_groups(engine.module, run), strict=True):
+        group.update({k: stated[k] for k in ("name", "peak_lr", "weight_decay")})
+        group.update(betas=run.optimizer.betas, eps=run.optimizer.eps)
 
 
 def set_learning_rates(engine: Any, step: int, run: Run) -> float:
@@ -102,6 +126,7 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
         if config.get(key, "auto") not in ("auto", value):
             raise ConfigError(f'{path}: {key}={config[key]} contradicts the run\'s {value}; write "auto" there.')
         config[key] = value
+    config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
     if bf16.get("enabled", "auto") not in ("auto", run.precision == "bf16"):
         raise ConfigError(f'{path}: bf16.enabled={bf16["enabled"]} contradicts precision={run.precision}; write "auto".')

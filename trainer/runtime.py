@@ -7,6 +7,7 @@ One function resolves rank and world size for every launcher: `deepspeed` and `t
 from __future__ import annotations
 
 import datetime
+import fcntl
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -108,6 +110,31 @@ def join(timeout_minutes: float) -> World:
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def claim(run_dir: Path, world: World) -> IO[str]:
+    """Hold the run directory for this job, so that orphans of a killed launcher and their successor never both write.
+
+    Raises:
+        LaunchError: on every rank, if another process trains there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held = (run_dir / "lock").open("a+")
+    refusal: list[str | None] = [None]
+    if world.is_main:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            refusal = [f"{run_dir} is being trained by {held.read().strip()}: end that first, or choose another run_dir."]
+        else:
+            held.truncate(0)
+            held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            held.flush()
+    dist.broadcast_object_list(refusal, src=0)
+    if refusal[0] is not None:
+        raise LaunchError(refusal[0])
+    return held
 
 
 class StopVote:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,20 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     deepspeed_config = engines.resolve_deepspeed(options.deepspeed_config, run, world.size)
     stop = runtime.StopVote(run.run_dir, runtime.end_time(options.time_limit, os.environ))
     inputs = open_inputs(run, world.device)
+    lock = runtime.claim(run.run_dir, world)
     samples = inputs.index("train")
     held_out = inputs.stream(inputs.index("validation"))
 
     torch.manual_seed(run.seed)  # every rank builds the same weights
     model = TopoFlow(architecture(run)).to(world.device)
-    found, universal, progress = look_back(run, inputs, world, deepspeed_config, options.allow_change)
+    found, universal, progress = look_back(
+        run, inputs, model, world, deepspeed_config["zero_optimization"]["stage"], options.allow_change
+    )
     source = load_foreign_weights(model, run, world) if found is None else None
     engine = engines.build_engine(model, run, deepspeed_config, universal is not None)
     if found is not None:
         resume.load_engine(engine, found, universal)
+        engines.restate_hyperparameters(engine, run)
         log.info("resumed from %s", found)
     consistency.require_equal(consistency.hash_masters(engine), source, "before the first step")
     describe(run, inputs, world, engine, len(samples))
@@ -127,6 +132,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                 if telemetry:
                     telemetry.record("checkpoint", progress.step, {"stall_s": seconds})
                 window.restart_clock()
+    lock.close()
     if stopping and progress.step < run.steps:
         reason = stop.reason or "another rank was told to"
         log.info("stopped at step %d (%s); start the same command again to continue", progress.step, reason)
@@ -200,18 +206,21 @@ def check_expectation(run: Run, progress: Progress) -> None:
         )
 
 
-def memory(run: Run, inputs: Inputs, progress: Progress, world: runtime.World, zero_stage: int) -> dict[str, Any]:
+def memory(
+    run: Run, inputs: Inputs, model: torch.nn.Module, progress: Progress, world: runtime.World, zero_stage: int
+) -> dict[str, Any]:
     """What the checkpoint's manifest says beside its files."""
     return {
         **asdict(progress), "config": run.model_dump(mode="json"), "fingerprints": inputs.fingerprints(),
         "statistics": inputs.store.statistics, "world_size": world.size, "zero_stage": zero_stage,
+        "optimizer_layout": engines.optimizer_layout(model, run), "version": version("topoflow-trainer"),
     }  # fmt: skip
 
 
 def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runtime.World) -> float:
     """Commit a checkpoint and remove old ones; the seconds that training stood still."""
     started = time.monotonic()
-    remembered = memory(run, inputs, progress, world, engine.zero_optimization_stage())
+    remembered = memory(run, inputs, engine.module, progress, world, engine.zero_optimization_stage())
     path = resume.save_engine(engine, run.run_dir, progress.step, remembered)
     if world.is_main:
         store.retain(run.run_dir, run.checkpoint.keep_last, run.checkpoint.keep_every, "val_loss")
@@ -221,7 +230,7 @@ def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runti
 
 
 def look_back(
-    run: Run, inputs: Inputs, world: runtime.World, deepspeed_config: dict[str, Any], allow_change: list[str]
+    run: Run, inputs: Inputs, model: TopoFlow, world: runtime.World, zero_stage: int, allow_change: list[str]
 ) -> tuple[Path | None, Path | None, Progress]:
     """The newest valid checkpoint of the run directory, its universal form if this world needs one, and its progress.
 
@@ -236,8 +245,7 @@ def look_back(
     if found is None:
         raise CheckpointError(f"every checkpoint in {run.run_dir} is damaged (see above); start anew with another run_dir.")
     remembered = store.manifest(found)
-    zero_stage = deepspeed_config["zero_optimization"].get("stage", 0)
-    changes = resume.compare(found, remembered, memory(run, inputs, Progress(), world, zero_stage), allow_change)
+    changes = resume.compare(found, remembered, memory(run, inputs, model, Progress(), world, zero_stage), allow_change)
     universal = resume.make_loadable(found, remembered, world.size, zero_stage)
     progress = Progress(**{name: remembered[name] for name in asdict(Progress())})
     progress.changes += [{"step": progress.step, **change} for change in changes]

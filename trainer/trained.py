@@ -53,7 +53,8 @@ def load_trained(run_dir: Path, checkpoint: Path | None = None) -> Trained:
             raise CheckpointError(f"{found} was trained with {name} {manifest['fingerprints'][name][:12]}, {value[:12]} is "
                                   "there now: its forecasts would be de-normalised or ordered wrongly.")  # fmt: skip
     model = TopoFlow(architecture(run))
-    model.load_state_dict(store.load_weights(found))
+    with store.reading(found):
+        model.load_state_dict(store.load_weights(found))
     return Trained(run, inputs, model.to(device).eval(), found, manifest)
 
 

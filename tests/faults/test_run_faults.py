@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -68,13 +69,18 @@ def test_f08_unexpected_starting_loss_is_refused_before_step_1(config: Path) -> 
     assert "weights not loaded" in message
 
 
-def test_f24_nonfinite_loss_stops_the_run_naming_the_samples(config: Path, tiny: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", ["0", "1", "3"])
+def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(config: Path, tmp_path: Path, zero: str) -> None:
     """A NaN loss was printed, replaced by 0, and training went on; the last checkpoint must stay intact."""
-    done = train(config, "optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30")
+    changes = ("optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30", "max_bad_steps=3")
+    done = train(config, *changes, zero=zero)
     assert done.returncode != 0
-    assert "non-finite loss in the micro-batch of 2015-01-" in done.stderr
-    assert "the loss is not finite" in done.stderr
+    assert "skipped on all ranks, gradient not finite; samples: 2015-01-" in done.stderr
+    assert "3 steps in a row were not finite" in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in rows}) == 3
+    assert {"step", "time", "lead_hours", "finite"} == rows[0].keys()
     assert all(np.isfinite(losses(tmp_path / "run")))
 
 

@@ -6,6 +6,10 @@ Knows files and tensors; which foreign key means which parameter is the caller's
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from trainer.checkpoint.store import CheckpointError
 
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 GATE = 0.9999  # share of parameters that must load, the allow-list aside
 
 
@@ -142,7 +147,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", mmap=_is_zip(path), weights_only=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except _unsafe() as error:
+    except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened: {error}") from error
     state = content.get("state_dict", content.get("module", content)) if isinstance(content, dict) else content
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
@@ -154,18 +159,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_directory(path: Path) -> dict[str, Tensor]:
     if (path / "weights.safetensors").is_file():
         return load_file(path / "weights.safetensors")
-    raise CheckpointError(f"{path} is not a checkpoint directory (it has no weights.safetensors).")
+    if (path / "latest").is_file():
+        path = path / (path / "latest").read_text().strip()
+    if any(path.glob("*_optim_states.pt")):
+        return _read_deepspeed(path)
+    if (path / "mp_rank_00_model_states.pt").is_file():  # stage 0 keeps its weights here alone
+        return read_tensors(path / "mp_rank_00_model_states.pt")
+    raise CheckpointError(f"{path} is not a checkpoint directory: no weights.safetensors and no DeepSpeed states in it.")
+
+
+def _read_deepspeed(path: Path) -> dict[str, Tensor]:
+    """The fp32 masters of ZeRO 1 to 3, merged by DeepSpeed; only its own three plain classes may be rebuilt."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"  # the function would otherwise unpickle anything
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]), redirect_stdout(sys.stderr):
+            merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened: {error}") from error
+    finally:
+        if before is None:
+            del os.environ[FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
+    return {name: tensor.detach() for name, tensor in merged.items()}
 
 
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def _unsafe() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError
 
 
 def write_report(report: ImportReport, path: Path) -> None:

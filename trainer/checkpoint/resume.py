@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def compare(
     """Refuse to resume when the data, the scan or the configuration is not what the checkpoint was trained with.
 
     Args:
-        remembered, present: {"config": tree, "fingerprints": {name: hash}}.
+        remembered, present: {"config": tree, "fingerprints": {name: hash}, "optimizer_layout": [...]}.
         allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name covers its keys.
 
     Returns:
@@ -49,6 +50,8 @@ def compare(
     for key in sorted(before.keys() | now.keys()):
         if not _covered(key, FREE_KEYS):
             differences.append((key, before.get(key), now.get(key)))
+    # Optimizer state is stored in this order: another order would put it onto the wrong tensors.
+    differences.append(("optimizer_layout", remembered["optimizer_layout"], present["optimizer_layout"]))
     changed = [d for d in differences if d[1] != d[2]]
     refused = [d for d in changed if not _covered(d[0], allow_change)]
     if refused:
@@ -101,6 +104,8 @@ def load_engine(engine: Any, checkpoint: Path, universal: Path | None) -> None:
         CheckpointError: on every rank, if any rank could not load.
     """
     folder = checkpoint / "deepspeed" if universal is None else universal
+    if universal is not None:
+        _tolerate_an_empty_share(engine.optimizer)
     path, _ = engine.load_checkpoint(str(folder), tag=TAG)
     loaded = torch.tensor(0.0 if path is None else 1.0, device=engine.device)
     dist.all_reduce(loaded, op=dist.ReduceOp.MIN)
@@ -119,6 +124,24 @@ def save_engine(engine: Any, run_dir: Path, step: int, memory: dict[str, Any]) -
         engine.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False)
 
     return store.save(run_dir, step, memory, store.gather_weights(engine), save_shards)
+
+
+def _tolerate_an_empty_share(optimizer: Any) -> None:
+    """Let a rank that holds nothing of the last parameter group load a universal checkpoint.
+
+    That group is one number, elevation_alpha, so most ranks hold none of it. DeepSpeed 0.19.8 then asks for the first of
+    no steps and fails, after everything that the rank does hold has been loaded.
+    """
+    groups = getattr(optimizer, "bit16_groups", None)
+    if groups is None or any(parameter._hp_mapping is not None for parameter in groups[-1]):
+        return
+    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
+
+    def load_what_is_held(*arguments: Any) -> None:
+        with suppress(IndexError):
+            load(*arguments)
+
+    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_what_is_held
 
 
 def _covered(key: str, names: tuple[str, ...] | list[str]) -> bool:

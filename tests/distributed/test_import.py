@@ -1,0 +1,106 @@
+"""Import over real ranks: read once, broadcast, compared; and the step-0 gate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.wind_scan import ScanCache
+from tests.launching import ROOT, environment, module, tiny_config, train
+from trainer.config import load
+from trainer.inputs import architecture
+from trainer.model.topoflow import TopoFlow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan: ScanCache) -> Path:
+    return tiny_config(tmp_path_factory.mktemp("import"), tiny_path)
+
+
+@pytest.mark.parametrize(
+    "zero", ["1", "3", pytest.param("0", marks=pytest.mark.slow), pytest.param("2", marks=pytest.mark.slow)]
+)
+def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path, zero: str) -> None:
+    """ "Only rank 0 has the weights" was never proven; nothing could tell."""
+    for mode in ("equal", "corrupt"):
+        command = [
+            "torchrun",
+            "--standalone",
+            "--nproc_per_node",
+            "4",
+            "tests/distributed/divergent.py",
+            str(config),
+            zero,
+            mode,
+        ]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for rank in range(4):
+            if mode == "equal":
+                assert f"rank {rank} equal" in done.stdout
+            else:
+                assert f"rank {rank} refused: test: tensor 'norm.bias' differs from the file on rank(s) [2]" in done.stdout
+
+
+def test_import_trains_from_the_file_and_the_gate_knows_its_loss(config: Path) -> None:
+    torch.manual_seed(99)
+    run = load(config)
+    old = TopoFlow(architecture(run))
+    file = config.parent / "old.ckpt"
+    torch.save({"state_dict": {f"model.climax.{k}": v for k, v in old.state_dict().items()}}, file)
+    weights = config.parent / "weights"
+    done = module("trainer", "import", "--from", str(file), "--to", str(weights), "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    assert "100.0000 %" in done.stdout
+    losses = []
+    for source in (file, weights):
+        folder = config.parent / f"from-{source.name}"
+        started = train(config, f"run_dir={folder}", f"init_from.path={source}", "steps=1", "schedule.warmup_steps=0", zero="2")
+        assert started.returncode == 0, started.stderr[-3000:]
+        assert json.loads((folder / "import.json").read_text())["share_loaded"] == 1.0
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append(rows[0]["loss"])
+    assert losses[0] == losses[1]
+    gate = [
+        f"init_from.path={file}",
+        f"expect={{val_loss: {losses[0]}, tolerance: 0.001}}",
+        "steps=1",
+        "schedule.warmup_steps=0",
+    ]
+    assert train(config, f"run_dir={config.parent}/gate", *gate).returncode == 0
+    other = train(config, f"run_dir={config.parent}/gate2", *gate, "init_from=null", "seed=17")
+    assert "usual causes" in other.stderr.lower()
+
+
+def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> None:
+    state = {k: v for k, v in TopoFlow(architecture(load(config))).state_dict().items() if k != "norm.weight"}
+    torch.save(state, config.parent / "incomplete.pt")
+    done = train(config, f"run_dir={config.parent}/never", f"init_from.path={config.parent}/incomplete.pt")
+    assert done.returncode != 0
+    assert "missing norm.weight" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (config.parent / "never" / "checkpoints").exists()
+
+
+def test_exports_come_back_to_the_bit(config: Path) -> None:
+    run = config.parent / "exported"
+    done = train(config, f"run_dir={run}", "steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = run / "checkpoints" / "latest"
+    original = load_file(checkpoint / "weights.safetensors")
+    for name in ("model.safetensors", "old_names.ckpt"):
+        out = config.parent / name
+        assert module("trainer", "checkpoint", "export", str(checkpoint), "--to", str(out)).returncode == 0
+        back = config.parent / f"back-{name}"
+        assert module("trainer", "import", "--from", str(out), "--to", str(back), "--config", str(config)).returncode == 0
+        again = load_file(back / "weights.safetensors")
+        for key, value in again.items():
+            assert torch.equal(value, original[key].view_as(value)), key
+    about = json.loads((config.parent / "model.json").read_text())
+    assert about["units"]["pm25"] == "ug m-3"
+    assert about["step"] == 4
