@@ -5,7 +5,8 @@ CONFIG := launch/configs/demo.yaml
 RUN := runs/demo
 STORE := datasets/demo.zarr
 SCAN := datasets/demo.wind_scan
-RANKS ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+# The demo's batch is made for two ranks: one or two GPUs, or two CPU ranks.
+RANKS ?= $(shell $(BIN)/python -c "import torch; print(min(torch.cuda.device_count() or 2, 2))")
 # One BLAS thread a rank: two ranks that each take both cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 

@@ -54,14 +54,16 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, world.size))
     rows, cols = arch.patches
-    x = torch.randn(1, arch.variables, *arch.grid)
-    target = torch.randn(1, len(arch.target_channels), *arch.grid)
-    elevation = torch.rand(rows * cols) * 5000.0
-    rank = torch.randperm(rows * cols)[None]
+    x = torch.randn(1, arch.variables, *arch.grid, device=world.device)
+    target = torch.randn(1, len(arch.target_channels), *arch.grid, device=world.device)
+    elevation = torch.rand(rows * cols, device=world.device) * 5000.0
+    rank = torch.randperm(rows * cols, device=world.device)[None]
+
+    lead = torch.tensor([24.0], device=world.device)
 
     def step() -> None:
         set_learning_rates(engine, 0, run)
-        loss = (engine(x, torch.tensor([24.0]), elevation, rank) - target).square().mean()
+        loss = (engine(x, lead, elevation, rank) - target).square().mean()
         engine.backward(loss)
         engine.step()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data import DataError, variables, wind_scan
-from data.store import DYNAMIC_GROUPS, open_store
+from data.store import DYNAMIC_GROUPS, open_store, verify
 from data.synthesize import Recipe, synthesize
 
 console = Console(width=max(110, Console().width))
@@ -83,10 +83,22 @@ def inspect_command(argv: list[str]) -> None:
         console.print(f"{group}: {len(gaps)} of {len(store.times)} hours wholly missing")
 
 
+def verify_command(argv: list[str]) -> None:
+    """check every shard of a store against its recorded hash"""
+    parser = _parser("verify", verify_command, "python -m data verify datasets/demo.zarr")
+    parser.add_argument("store", type=Path)
+    store = open_store(parser.parse_args(argv).store)
+    wrong = verify(store)
+    if wrong:
+        raise DataError(f"{store.path} is damaged:\n" + "\n".join(f"  {line}" for line in wrong))
+    console.print(f"{store.path}: every shard is what was written, fingerprint {store.fingerprint[:12]}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "synthesize": synthesize_command,
     "wind-scan": wind_scan_command,
     "inspect": inspect_command,
+    "verify": verify_command,
 }
 
 

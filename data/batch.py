@@ -48,7 +48,7 @@ class Example:
 class Normalizer:
     """Turns a raw batch into a normalised example, with the statistics of the store's training split.
 
-    Static fields are read and normalised once. `area` is cos(latitude) inside the domain mask and 0 outside, scaled
+    Static fields are kept on the device. `area` is cos(latitude) inside the domain mask and 0 outside, scaled
     to a mean of one over the domain.
     """
 
@@ -62,6 +62,10 @@ class Normalizer:
 
         def column(names: list[str], key: str) -> Tensor:
             return torch.tensor([store.statistics[n][key] for n in names], device=device)[:, None, None].float()
+
+        for name in inputs:
+            if not store.statistics[name]["std"] > 0.0:
+                raise DataError(f"{store.path}: '{name}' is constant and cannot be normalised: remove it from data.inputs.")
 
         self.input_mean, self.input_std = column(inputs, "mean"), column(inputs, "std")
         self.target_mean, self.target_std = column(targets, "mean"), column(targets, "std")

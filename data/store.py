@@ -120,6 +120,9 @@ def create(
             (dim,),
             long_name=f"units of the {group} variables",
         )
+        for kind in ("standard_name", "long_name"):
+            _coordinate(root, f"{group}_{kind}", np.array([getattr(v, kind) for v in members], object), (dim,),
+                        long_name=f"{kind} of the {group} variables")  # fmt: skip
         if group == "static":
             _coordinate(
                 root,
@@ -134,7 +137,7 @@ def create(
             chunks=(1, len(members), *shape), shards=(shard_hours, len(members), *shape),
             compressors=None, dimension_names=("time", dim, "lat", "lon"),
         )  # fmt: skip
-        array.attrs["coordinates"] = f"{group}_units"
+        array.attrs["coordinates"] = f"{group}_units {group}_standard_name {group}_long_name"
     root.attrs.update({
         "Conventions": "CF-1.11", "store_format": FORMAT, "shard_hours": shard_hours, "provenance": provenance,
         "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
@@ -213,9 +216,8 @@ def finalise(path: Path) -> str:
     for name, numbers in statistics.items():
         if not numbers["count"]:
             raise DataError(f"{path}: '{name}' has no valid value in the training split; statistics cannot be fitted.")
-    static_hash = hashlib.sha256(np.ascontiguousarray(np.asarray(root["static"])).tobytes()).hexdigest()
     root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in statistics.items()}
-    root.attrs["content"] = hashlib.sha256(json.dumps([hashes, static_hash]).encode()).hexdigest()
+    root.attrs["content"] = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     fingerprint = _fingerprint(root)
     root.attrs["fingerprint"] = fingerprint
     for mark in (partial / "done").iterdir():
@@ -261,6 +263,19 @@ def open_store(path: str | Path) -> Store:
         statistics=attrs["statistics"], splits=_split_indices(root), shard_hours=attrs["shard_hours"],
         provenance=attrs["provenance"], fingerprint=attrs["fingerprint"],
     )  # fmt: skip
+
+
+def verify(store: Store) -> list[str]:
+    """Re-hash every shard; what differs from what was written, a line each."""
+    wrong = []
+    for name, expected in json.loads((store.path / "shards.json").read_text()).items():
+        group, shard = name.split("/")
+        first = int(shard) * store.shard_hours
+        last = min(first + store.shard_hours, len(store.times)) - 1
+        file = store.path / _shard_name(group, int(shard))
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            wrong.append(f"{group} from {store.times[first]} to {store.times[last]} ({file}) is not what was written")
+    return wrong
 
 
 def open_reader(store: Store, group: str, cache_bytes: int = 1 << 24) -> tensorstore.TensorStore:
@@ -332,13 +347,18 @@ def _fingerprint(root: zarr.Group) -> str:
     """Identity of content and metadata: any change of values, coordinates, statistics or splits changes it."""
     described = {k: root.attrs[k] for k in ("store_format", "splits", "statistics", "content")}
     described |= {k: np.asarray(root[k]).tolist() for k in ("lat", "lon")}
+    described["static"] = hashlib.sha256(np.ascontiguousarray(np.asarray(root["static"])).tobytes()).hexdigest()
     described["time"] = [int(np.asarray(root["time"])[i]) for i in (0, -1)]
     described["variables"] = {g: [[v.name, v.units] for v in members] for g, members in variables.GROUPS.items()}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _shard_file(path: Path, group: str, shard: int) -> Path:
-    return partial_path(path) / group / "c" / str(shard) / "0" / "0" / "0"
+    return partial_path(path) / _shard_name(group, shard)
+
+
+def _shard_name(group: str, shard: int) -> Path:
+    return Path(group, "c", str(shard), "0", "0", "0")
 
 
 def _done_mark(path: Path, group: str, shard: int) -> Path:

@@ -61,7 +61,10 @@ def synthesize(path: Path, recipe: Recipe) -> str:
     validation = train + int(hours * recipe.validation)
     if not 0 < train < validation < hours:
         raise DataError(f"splits of {hours} hours at {train} and {validation} leave one empty: change --train.")
-    times = np.datetime64(recipe.start, "h") + np.arange(hours)
+    try:
+        times = np.datetime64(recipe.start, "h") + np.arange(hours)
+    except ValueError as error:
+        raise DataError(f"'{recipe.start}' is not a day: write it as 2015-01-01.") from error
     store.create(
         path, times=times, lat=lat, lon=lon, static=static, shard_hours=recipe.shard_hours,
         splits={"train": (0, train), "validation": (train, validation), "test": (validation, hours)},
@@ -93,7 +96,7 @@ def load_static(rows: int, cols: int) -> tuple[np.ndarray, np.ndarray, dict[str,
     with xr.open_dataset(STATIC_FILE) as file:
         file = file.sortby("lat", ascending=False).load()
     full_rows, full_cols = file.sizes["lat"], file.sizes["lon"]
-    if rows < 1 or cols < 1 or full_rows % rows or full_cols % cols:
+    if rows < 4 or cols < 4 or full_rows % rows or full_cols % cols:
         raise DataError(f"a grid of {rows} x {cols} does not divide {full_rows} x {full_cols}: use 64 128, 32 64, ...")
     coarse = file.coarsen(lat=full_rows // rows, lon=full_cols // cols).mean()
     lat, lon = coarse["lat"].to_numpy(), coarse["lon"].to_numpy()

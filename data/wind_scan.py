@@ -29,7 +29,6 @@ from data.store import Store, open_reader
 FORMAT = 1
 ALGORITHM = 1
 NO_WIND = 255
-MODES = ("none", "global", "regional")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,9 @@ class ScanCache:
         gh, gw = self.geometry.patches
         if mode == "none":
             return np.broadcast_to(np.arange(gh * gw), (len(hours), gh * gw))
-        if not self.usable(mode)[hours].all():
-            raise DataError(f"{self.path}: no valid wind at time indices {hours[~self.usable(mode)[hours]].tolist()}.")
+        codes = self.sectors[hours, :1] if mode == "global" else self.sectors[hours, 1:]
+        if (codes == NO_WIND).any():
+            raise DataError(f"{self.path}: no valid wind at time indices {hours[(codes == NO_WIND).any(1)].tolist()}.")
         if mode == "global":
             return self._global_ranks[self.sectors[hours, 0]]
         rh, rw = self.geometry.region_patches
@@ -106,6 +106,11 @@ def geometry_of(store: Store, patch: int, regions: tuple[int, int], sectors: int
         DataError: the grid is not a whole number of patches and regions.
     """
     rows, cols = store.grid
+    if not 1 <= sectors < NO_WIND or min(*regions, patch) < 1:
+        raise DataError(
+            f"{sectors} sectors, {regions[0]} x {regions[1]} regions, patch {patch}: use 1 to {NO_WIND - 1} sectors, and at "
+            "least one region and pixel."
+        )
     if rows % (patch * regions[0]) or cols % (patch * regions[1]):
         raise DataError(
             f"a grid of {rows} x {cols} pixels with {patch} x {patch} patches has {rows / patch:g} x {cols / patch:g} "
@@ -151,6 +156,8 @@ def sector_codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors
 def build(store: Store, path: Path, *, patch: int, regions: tuple[int, int], sectors: int) -> ScanCache:
     """Compute orders and the sectors of every hour of `store`, and write the cache at `path`, replacing an older one."""
     geometry = geometry_of(store, patch, regions, sectors)
+    if path.exists() and not (path / "manifest.json").exists():
+        raise DataError(f"{path} exists and is not a wind-scan cache: it is not replaced. Choose another --out.")
     orders = {
         "global_orders": order_along_wind(*geometry.patches, geometry),
         "regional_orders": order_along_wind(*geometry.region_patches, geometry),

@@ -10,17 +10,26 @@ from __future__ import annotations
 import math
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data import DataError
-from data.variables import MODEL_INPUTS, MODEL_TARGETS, require_known
+from data.variables import GROUP_OF, MODEL_INPUTS, MODEL_TARGETS, require_known
 
 
 class ConfigError(Exception):
     """The configuration is wrong; the message names the key and the remedy."""
+
+
+# Absolute at once: a run directory is read from elsewhere too.
+LocalPath = Annotated[Path, AfterValidator(Path.absolute)]
+# What users of other trainers write.
+SYNONYMS = {
+    "learning_rate": "optimizer.lr", "batch_size": "batch.total", "micro_batch_size": "batch.micro", "max_steps": "steps",
+    "epochs": "steps", "warmup": "schedule.warmup_steps", "grad_clip": "optimizer.clip", "lead_times": "data.lead_hours",
+}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -28,7 +37,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    store: Path
+    store: LocalPath
     inputs: list[str] = list(MODEL_INPUTS)
     targets: list[str] = list(MODEL_TARGETS)
     lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
@@ -40,6 +49,9 @@ class Data(Section):
         for names in (self.inputs, self.targets):
             if len(set(names)) != len(names):
                 raise ValueError(f"a variable is listed twice in {names}")
+        other = [t for t in self.targets if GROUP_OF[t] != "chemistry"]
+        if other:
+            raise ValueError(f"targets {other} are not pollutants; possible: {', '.join(MODEL_TARGETS)}")
         absent = [t for t in self.targets if t not in self.inputs]
         if absent:
             raise ValueError(f"targets {absent} must also be inputs: the network predicts its input channels")
@@ -50,7 +62,7 @@ class Data(Section):
 
 class WindScan(Section):
     mode: Literal["none", "global", "regional", "legacy"] = "regional"
-    cache: Path | None = None
+    cache: LocalPath | None = None
 
     @model_validator(mode="after")
     def _check(self) -> WindScan:
@@ -142,7 +154,7 @@ class Telemetry(Section):
 class InitFrom(Section):
     """Foreign weights to start from; they load completely or not at all."""
 
-    path: Path
+    path: LocalPath
     allow_missing: list[str] = []
 
 
@@ -154,7 +166,7 @@ class Expect(Section):
 
 
 class Run(Section):
-    run_dir: Path
+    run_dir: LocalPath
     steps: int = Field(ge=1)
     seed: int = Field(0, ge=0, lt=2**20)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -180,6 +192,10 @@ class Run(Section):
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than the schedule's length "
                 f"({self.schedule.decay_steps or self.steps})"
             )
+        if self.wind_scan.mode == "legacy" and self.data.inputs[:2] != ["u", "v"]:
+            raise ValueError("wind_scan.mode legacy takes the wind from the first two inputs: they must be u, v")
+        if self.wind_scan.mode == "legacy" and "elevation" not in self.data.inputs:
+            raise ValueError("wind_scan.mode legacy reads the elevation among the inputs")
         return self
 
 
@@ -194,23 +210,25 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Run:
         raise ConfigError(f"no configuration at {path}. Examples lie in launch/configs/.")
     try:
         tree = yaml.safe_load(path.read_text())
-        for override in overrides or []:
-            _apply(tree, override)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} or an override is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping of keys, see launch/configs/demo.yaml.")
-    return validate(tree, source=str(path))
+    return validate(tree, str(path), overrides)
 
 
-def validate(tree: dict[str, Any], source: str) -> Run:
-    """Build the typed tree; `source` names its origin in messages.
+def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = None) -> Run:
+    """Apply the overrides and build the typed tree; `source` names its origin in messages.
 
     Raises:
         ConfigError: listing every wrong key and value, with suggestions.
     """
     try:
+        for override in overrides or []:
+            _apply(tree, override)
         return Run.model_validate(tree)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"an override is not valid YAML: {error}") from error
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
         raise ConfigError(f"{source} is not a valid run:\n" + "\n".join(f"  {line}" for line in lines)) from error
@@ -239,10 +257,20 @@ def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}"
-    section: Any = Run
-    for part in error["loc"][:-1]:
-        section = section.model_fields[part].annotation
-        section = next((a for a in getattr(section, "__args__", ()) if a is not type(None)), section)
-    near = get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(section.model_fields)}"
-    return f"{where}: unknown key; {hint}"
+    known = _dotted_keys(Run)
+    section = where.rpartition(".")[0]
+    here = {key.removeprefix(section + "."): key for key in known if key.rpartition(".")[0] == section}
+    anywhere = {key.rpartition(".")[2]: key for key in known} | SYNONYMS
+    written = str(error["loc"][-1])
+    near = [names[m] for names in (here, anywhere) for m in get_close_matches(written, names, n=1, cutoff=0.7)]
+    return f"{where}: unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(here)}")
+
+
+def _dotted_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys += _dotted_keys(candidate, f"{prefix}{name}.")
+    return keys

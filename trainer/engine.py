@@ -90,12 +90,19 @@ def guard_plain_step(engine: Any) -> None:
     norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.optimizer.found_inf = (~torch.isfinite(norm)).float()
     engine.optimizer.grad_scale = None
+    engine.optimizer.norm = norm
 
 
 def step_was_skipped(engine: Any) -> bool:
     """True if the step just taken changed nothing because the gradient was not finite, alike on all ranks."""
     found = getattr(engine.optimizer, "found_inf", None)
     return bool(engine.optimizer.overflow) if found is None else bool(found)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global norm before clipping, of the last step."""
+    found = getattr(engine.optimizer, "norm", None)
+    return float(engine.get_global_grad_norm() if found is None else found)
 
 
 def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, Any]:

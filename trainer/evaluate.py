@@ -71,12 +71,13 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run_dir", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
     parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
     parser.add_argument("--split", default="test")
     parser.add_argument("--samples", type=int, help="spread evenly over the split (default: all)")
 
     def command(options: argparse.Namespace) -> None:
-        result = evaluate(load_trained(options.run_dir, options.checkpoint), options.split, options.samples)
+        result = evaluate(load_trained(options.run_dir, options.checkpoint, options.overrides), options.split, options.samples)
         path = options.run_dir / f"evaluation-{options.split}.json"
         path.write_text(json.dumps(result, indent=1))
         console = Console(width=max(110, Console().width))

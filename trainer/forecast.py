@@ -39,12 +39,13 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run_dir", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
     parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
     parser.add_argument("--time", help="hour of the analysis, UTC (default: the middle of the test split)")
     parser.add_argument("--out", type=Path, required=True, help="NetCDF file to write")
 
     def command(options: argparse.Namespace) -> None:
-        trained = load_trained(options.run_dir, options.checkpoint)
+        trained = load_trained(options.run_dir, options.checkpoint, options.overrides)
         hour, leads = hour_of(trained, options.time), trained.run.data.lead_hours
         _, fields = forecast(trained, hour, leads)
         to_dataset(trained, hour, leads, fields).to_netcdf(options.out)

@@ -30,10 +30,11 @@ def weighted_mse(forecast: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 class ErrorSums:
     """Weighted sums of errors per (variable, lead time); fp64, so that any order of ranks and batches agrees.
 
-    Kinds: squared error, absolute error and error of the forecast; squared error of persistence.
+    Kinds: squared error, absolute error and error of the forecast, and their weight; squared errors of persistence and
+    of the forecast where both exist, and their weight.
     """
 
-    KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "persistence_weight")
+    KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "comparable_squared", "comparable_weight")
 
     def __init__(self, variables: int, lead_hours: list[int], device: torch.device) -> None:
         self.lead_hours = lead_hours
@@ -56,7 +57,7 @@ class ErrorSums:
         per_sample = torch.stack([
             (weight * error**2).sum((2, 3)), (weight * error.abs()).sum((2, 3)), (weight * error).sum((2, 3)),
             (area.double() * persistence_error**2).sum((2, 3)), weight.sum((2, 3)),
-            (area.double() * comparable).sum((2, 3)),
+            (area.double() * comparable * error**2).sum((2, 3)), (area.double() * comparable).sum((2, 3)),
         ])  # (kind, B, T)  # fmt: skip
         for column, lead in enumerate(self.lead_hours):
             self.sums[:, :, column] += per_sample[:, lead_hours == lead].sum(1)
@@ -67,15 +68,16 @@ class ErrorSums:
             dist.all_reduce(self.sums)
 
     def table(self) -> dict[str, Tensor]:
-        """(T, L) fp64 each: rmse, mae, bias, persistence_rmse and skill = 1 - MSE / MSE of persistence (Murphy 1988).
+        """(T, L) fp64 each: rmse, mae, bias, persistence_rmse and skill = 1 - MSE / MSE of persistence (Murphy 1988),
+        both over the cells where persistence has a value.
 
         NaN where no cell was valid.
         """
-        squared, absolute, error, persistence, weight, persistence_weight = self.sums
-        mse, persistence_mse = squared / weight, persistence / persistence_weight
+        squared, absolute, error, persistence, weight, comparable, comparable_weight = self.sums
+        mse, persistence_mse = squared / weight, persistence / comparable_weight
         return {
             "rmse": mse.sqrt(), "mae": absolute / weight, "bias": error / weight,
-            "persistence_rmse": persistence_mse.sqrt(), "skill": 1.0 - mse / persistence_mse,
+            "persistence_rmse": persistence_mse.sqrt(), "skill": 1.0 - comparable / persistence,
         }  # fmt: skip
 
 
@@ -93,6 +95,6 @@ def score(model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs
 
 
 def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
-    """The training loss over scored samples: mean over variables of the squared error in normalised units."""
+    """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
     squared, weight = sums.sums[0].sum(1), sums.sums[4].sum(1)
     return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())

@@ -118,19 +118,22 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run_dir", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
     parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
     parser.add_argument("--time", help="hour of the analysis, UTC (default: the middle of the test split)")
-    parser.add_argument("--lead", type=int, default=24, help="lead time of the maps in hours (default 24)")
+    parser.add_argument("--lead", type=int, help="lead time of the maps in hours (default 24, or the run's first)")
 
     def command(options: argparse.Namespace) -> None:
-        trained = load_trained(options.run_dir, options.checkpoint)
+        trained = load_trained(options.run_dir, options.checkpoint, options.overrides)
         folder = options.run_dir / "plots"
         folder.mkdir(exist_ok=True)
-        if options.lead not in trained.run.data.lead_hours:
-            raise DataError(f"--lead {options.lead}: the run was trained for {trained.run.data.lead_hours} h.")
-        written = [folder / "curves.png", folder / f"case-{options.lead}h.png"]
+        leads = trained.run.data.lead_hours
+        lead = options.lead or (24 if 24 in leads else leads[0])
+        if lead not in leads:
+            raise DataError(f"--lead {lead}: the run was trained for {leads} h.")
+        written = [folder / "curves.png", folder / f"case-{lead}h.png"]
         plot_curves(options.run_dir, written[0])
-        plot_case(trained, hour_of(trained, options.time), options.lead, written[1])
+        plot_case(trained, hour_of(trained, options.time), lead, written[1])
         for evaluation in sorted(options.run_dir.glob("evaluation-*.json")):
             written.append(folder / f"skill-{evaluation.stem.removeprefix('evaluation-')}.png")
             plot_skill(json.loads(evaluation.read_text()), written[-1])

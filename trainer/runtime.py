@@ -83,7 +83,7 @@ def join(timeout_minutes: float) -> World:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
     _find_master(launcher)
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -101,7 +101,7 @@ def join(timeout_minutes: float) -> World:
         __compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(minutes=timeout_minutes)
     # ZeRO's sub-groups ignore the timeout given to init_distributed.
-    dist.distributed_c10d.default_pg_timeout = timeout
+    dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return World(rank, local_rank, size, launcher, device)
@@ -155,6 +155,7 @@ class StopVote:
     def cast(self) -> None:
         if not self.reason and dist.get_rank() == 0 and (self.run_dir / "STOP").exists():
             self.reason = f"file {self.run_dir / 'STOP'}"
+            (self.run_dir / "STOP").unlink()  # or the next start would stop as well
         if not self.reason and self.end_time is not None and time.time() > self.end_time:
             self.reason = "the time limit"
         self._vote.fill_(1.0 if self.reason else 0.0)
@@ -188,7 +189,7 @@ def _find_master(launcher: str) -> None:
     elif launcher == "single process":
         address, port = "127.0.0.1", _free_port()
     else:
-        raise LaunchError(f"{launcher} gave ranks but not MASTER_ADDR and MASTER_PORT: set them, as launch/ scripts do.")
+        raise LaunchError(f"{launcher} gave ranks but not MASTER_ADDR and MASTER_PORT: export the first host and a free port.")
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
 
 

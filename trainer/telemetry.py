@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from data.batch import Batch
 from trainer.config import ConfigError, Run
+from trainer.engine import gradient_norm
 from trainer.inputs import Inputs
 
 log = logging.getLogger("trainer")
@@ -38,6 +39,8 @@ class Telemetry:
         _drop_after(run.run_dir / "metrics.jsonl", first_step)
         self._jsonl = (run.run_dir / "metrics.jsonl").open("a", buffering=1)
         self._wandb = _start_wandb(run)
+        self._file = logging.FileHandler(run.run_dir / "train.log")
+        log.addHandler(self._file)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"))
@@ -52,6 +55,8 @@ class Telemetry:
     def __exit__(self, *exception: object) -> None:
         if self._progress:
             self._progress.stop()
+        log.removeHandler(self._file)
+        self._file.close()
         self._jsonl.close()
         self._tensorboard.close()
         if self._wandb:
@@ -76,6 +81,8 @@ class Telemetry:
                 f"wait {100 * metrics['data_wait_share']:.1f} %{alpha}  ETA {_clock(remaining)}")  # fmt: skip
         if self._progress:
             self._progress.update(self._task, completed=step, description=line)
+            text = logging.LogRecord(log.name, logging.INFO, "", 0, f"step {step}/{self.run.steps}  {line}", None, None)
+            self._file.emit(text)  # the terminal has the bar
         else:
             log.info("step %d/%d  %s", step, self.run.steps, line)
 
@@ -86,12 +93,14 @@ class Window:
 
     inputs: Inputs
     waited: float = 0.0
-    kept: list[torch.Tensor] = field(default_factory=list)  # a micro-batch each: losses of the targets, missing share
+    paused: float = 0.0  # validating and saving
+    kept: list[torch.Tensor] = field(default_factory=list)  # a micro-batch each: see `add`
     current: list[tuple[torch.Tensor, Batch]] = field(default_factory=list)  # of the step in progress
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, losses: torch.Tensor, missing: torch.Tensor, batch: Batch) -> None:
-        self.current.append((torch.cat([losses, missing[None]]), batch))
+    def add(self, losses: torch.Tensor, valid: torch.Tensor, missing: torch.Tensor, batch: Batch) -> None:
+        """Note a micro-batch: its losses (T,), valid share of the target area (T,), missing share of the inputs ()."""
+        self.current.append((torch.cat([losses, valid, missing[None]]), batch))
 
     def keep_step(self) -> None:
         self.kept += [values for values, _ in self.current]
@@ -107,28 +116,24 @@ class Window:
         self.current = []
         return samples
 
-    def restart_clock(self) -> None:
-        """Leave the time since the last summary out of the next throughput."""
-        if not self.kept:
-            self.started = time.perf_counter()
-
     def summary(self, engine: Any, lr: float, total: int) -> dict[str, float]:
         """Means over the kept steps and all ranks; empties the window."""
         mean = torch.stack(self.kept).mean(0)
         dist.all_reduce(mean)
-        *losses, missing = (mean / dist.get_world_size()).tolist()
-        seconds = time.perf_counter() - self.started
-        steps = len(self.kept) / engine.gradient_accumulation_steps()
         names = self.inputs.normalizer.targets
+        weighted, valid, missing = (mean / dist.get_world_size()).split([len(names), len(names), 1])
+        losses = (weighted / valid).tolist()  # over valid cells, as validation counts
+        seconds = time.perf_counter() - self.started - self.paused
+        steps = len(self.kept) / engine.gradient_accumulation_steps()
         metrics = {"loss": sum(losses) / len(losses)} | {f"loss_{n}": x for n, x in zip(names, losses, strict=True)}
         metrics |= {
-            "lr": lr, "grad_norm": float(engine.get_global_grad_norm() or 0.0), "missing_inputs": missing,
+            "lr": lr, "grad_norm": gradient_norm(engine), "missing_inputs": float(missing),
             "samples_per_s": steps * total / seconds, "data_wait_share": self.waited / seconds,
         }  # fmt: skip
         alpha = read_alpha(engine)
         if alpha is not None:
             metrics["elevation_alpha"] = alpha
-        self.kept, self.waited, self.started = [], 0.0, time.perf_counter()
+        self.kept, self.waited, self.paused, self.started = [], 0.0, 0.0, time.perf_counter()
         return metrics
 
 
@@ -144,10 +149,19 @@ def read_alpha(engine: Any) -> float | None:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """A resumed run repeats the steps after its checkpoint: their old rows go."""
-    if path.exists():
-        rows = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        path.write_text("".join(rows))
+    """A resumed run repeats the steps after its checkpoint: their old rows go, and a row that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True) if step else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            log.info("WARNING: %s ends in a broken row, which is dropped", path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)
 
 
 def _clock(seconds: float) -> str:

@@ -28,6 +28,8 @@ from trainer.checkpoint import consistency, resume, store
 from trainer.checkpoint.pretrained import write_report
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import ConfigError, Run, dump, load
+from trainer.config import validate as validate_config
+from trainer.engine import learning_rate
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.metrics import normalised_loss, score, weighted_mse
 from trainer.model.attention import kernel_name
@@ -53,6 +55,7 @@ class Progress:
     samples_seen: int = 0
     best_val_loss: float = float("inf")
     val_loss: float | None = None
+    val_step: int = -1  # the step whose weights have val_loss
     bad_steps: int = 0  # non-finite ones in a row
     wall_seconds: float = 0.0
     changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
@@ -77,13 +80,14 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     found, universal, progress = look_back(
         run, inputs, model, world, deepspeed_config["zero_optimization"]["stage"], options.allow_change
     )
-    source = load_foreign_weights(model, run, world) if found is None else None
+    imported = load_foreign_weights(model, run, world) if found is None else {}
     engine = engines.build_engine(model, run, deepspeed_config, universal is not None)
+    consistency.set_masters(engine, imported)
     if found is not None:
         resume.load_engine(engine, found, universal)
         engines.restate_hyperparameters(engine, run)
         log.info("resumed from %s", found)
-    consistency.require_equal(consistency.hash_masters(engine), source, "before the first step")
+    consistency.require_equal(consistency.hash_masters(engine), consistency.hash_tensors(imported.items()), "before step 1")
     describe(run, inputs, world, engine, len(samples))
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
@@ -113,6 +117,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                 progress.bad_steps = 0
                 window.keep_step()
             stopping = stop.agreed()
+            stepped = time.monotonic()
 
             last = progress.step == run.steps
             saving = last or stopping or progress.step % run.checkpoint.every == 0
@@ -125,13 +130,12 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                 if telemetry:
                     telemetry.record("validation", progress.step, scores)
                     log.info("step %d: validation loss %.4f, best %.4f", progress.step, scores["loss"], progress.best_val_loss)
-                window.restart_clock()
             progress.wall_seconds += time.monotonic() - started
             if saving:
                 seconds = save(engine, run, inputs, progress, world)
                 if telemetry:
                     telemetry.record("checkpoint", progress.step, {"stall_s": seconds})
-                window.restart_clock()
+            window.paused += time.monotonic() - stepped
     lock.close()
     if stopping and progress.step < run.steps:
         reason = stop.reason or "another rank was told to"
@@ -143,15 +147,16 @@ def take_step(engine: Any, batches: Iterator[Batch], accumulation: int, inputs: 
     """One optimizer step: accumulate the gradients of this rank's micro-batches, clip, update."""
     for _ in range(accumulation):
         waiting = time.perf_counter()
-        batch, example, arguments = inputs.prepare(next(batches))
+        raw = next(batches)
         window.waited += time.perf_counter() - waiting
+        batch, example, arguments = inputs.prepare(raw)
         # Dropout depends on the place in the stream alone: a resumed run, on any number of ranks, draws the same.
         torch.manual_seed((seed << 40) + batch.position)
         losses = weighted_mse(engine(*arguments), example.targets, example.weight)
         engine.backward(losses.mean())
         engines.guard_plain_step(engine)
         engine.step()
-        window.add(losses.detach(), example.missing_inputs, batch)
+        window.add(losses.detach(), example.weight.mean((0, 2, 3)), example.missing_inputs, batch)
 
 
 def step_over_bad_samples(window: Window, progress: Progress, run: Run) -> None:
@@ -186,6 +191,7 @@ def validate(engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, 
     engine.train()
     sums.all_reduce()
     progress.val_loss = normalised_loss(sums, inputs.normalizer)
+    progress.val_step = progress.step
     progress.best_val_loss = min(progress.best_val_loss, progress.val_loss)
     table = sums.table()
     scores = {"loss": progress.val_loss}
@@ -223,7 +229,7 @@ def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runti
     remembered = memory(run, inputs, engine.module, progress, world, engine.zero_optimization_stage())
     path = resume.save_engine(engine, run.run_dir, progress.step, remembered)
     if world.is_main:
-        store.retain(run.run_dir, run.checkpoint.keep_last, run.checkpoint.keep_every, "val_loss")
+        store.retain(run.run_dir, run.checkpoint.keep_last, run.checkpoint.keep_every)
     seconds = time.monotonic() - started
     log.info("saved %s in %.1f s", path, seconds)
     return seconds
@@ -237,32 +243,37 @@ def look_back(
     Raises:
         CheckpointError: there are checkpoints but none is valid, or the run would not be the same run.
     """
-    if not store.committed(run.run_dir):
+    found = store.newest_valid(run.run_dir)
+    if found is None:
         return None, None, Progress()
     if run.resume == "never":
         raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
-    found = store.newest_valid(run.run_dir)
-    if found is None:
-        raise CheckpointError(f"every checkpoint in {run.run_dir} is damaged (see above); start anew with another run_dir.")
     remembered = store.manifest(found)
     changes = resume.compare(found, remembered, memory(run, inputs, model, Progress(), world, zero_stage), allow_change)
     universal = resume.make_loadable(found, remembered, world.size, zero_stage)
     progress = Progress(**{name: remembered[name] for name in asdict(Progress())})
+    before = validate_config(remembered["config"], str(found / "manifest.json"))
+    rates = [learning_rate(r.optimizer.lr, progress.step, r.steps, r.schedule) for r in (before, run)]
+    if rates[0] != rates[1]:
+        log.info(
+            "WARNING: the learning rate continues at %.3g, not %.3g: the schedule's length or form has changed", *rates[::-1]
+        )
+        changes.append({"name": "learning rate at resume", "before": rates[0], "after": rates[1]})
     progress.changes += [{"step": progress.step, **change} for change in changes]
     return found, universal, progress
 
 
-def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dict[str, str] | None:
+def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dict[str, torch.Tensor]:
     """Fill `model` from `init_from`: rank 0 reads the file once, the others receive it in buckets; collective.
 
     Returns:
-        On rank 0 the hashes of what the network must now hold, by name; None without `init_from`.
+        A copy of what every fp32 master must hold, by name; empty without `init_from`.
 
     Raises:
         CheckpointError: on every rank, if the weights do not load completely.
     """
     if run.init_from is None:
-        return None
+        return {}
     refusal: list[str | None] = [None]
     if world.is_main:
         try:
@@ -278,7 +289,7 @@ def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dic
     if refusal[0] is not None:
         raise CheckpointError(refusal[0])
     consistency.broadcast_from_main(model.parameters())
-    return consistency.hash_tensors(model.named_parameters()) if world.is_main else None
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, samples: int) -> None:
@@ -295,6 +306,11 @@ def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, sample
         world.size, world.launcher, world.device.type, engine.zero_optimization_stage(), run.precision, f"{parameters:,}",
         samples, run.steps * run.batch.total / samples, run.batch.total, run.batch.micro,
         run.batch.accumulation(world.size), world.size, kernel_name(world.device),
+    )  # fmt: skip
+    log.info(
+        "learning rate: %.3g after %d warm-up steps, cosine to %.3g at step %d, run ends at step %d",
+        run.optimizer.lr, run.schedule.warmup_steps, run.optimizer.lr * run.schedule.final_lr,
+        run.schedule.decay_steps or run.steps, run.steps,
     )  # fmt: skip
 
 
@@ -324,17 +340,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    main_rank = os.environ.get("RANK", "0") == "0"
+    rank = 0
     try:
+        rank = runtime.find_ranks(os.environ)[0]
         run = load(options.config, options.overrides)
         world = runtime.join(run.timeout_minutes)
-        main_rank = world.is_main
         finished = train(run, options, world)
     except (*Refusals, TrainingError) as error:
         if options.debug:
             raise
-        if main_rank:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        # Another rank may be the only one that failed; where all did, rank 0 tells the whole story.
+        message = f"error: {error}" if rank == 0 else f"[rank {rank}] error: {str(error).splitlines()[0]}"
+        print(message, file=sys.stderr, flush=True)
         return EXIT_WRONG
     finally:
         runtime.leave()

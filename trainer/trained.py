@@ -34,8 +34,11 @@ class Trained:
     manifest: dict[str, Any]
 
 
-def load_trained(run_dir: Path, checkpoint: Path | None = None) -> Trained:
+def load_trained(run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None) -> Trained:
     """Rebuild the network of a checkpoint (default: the newest of `run_dir`) with the statistics it was trained with.
+
+    Args:
+        overrides: `key=value`, as data.store=PATH for a store that has moved.
 
     Raises:
         CheckpointError: none there, damaged, or the store or wind-scan cache is no longer the one it was trained on.
@@ -45,7 +48,7 @@ def load_trained(run_dir: Path, checkpoint: Path | None = None) -> Trained:
     if found is None:
         raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
     manifest = store.manifest(found)
-    run = validate(manifest["config"], source=str(found / "manifest.json"))
+    run = validate(manifest["config"], str(found / "manifest.json"), overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = open_inputs(run, device)
     for name, value in inputs.fingerprints().items():
@@ -71,6 +74,9 @@ def forecast(trained: Trained, hour: int, lead_hours: list[int]) -> tuple[Batch,
     store = trained.inputs.store
     if hour < 0 or hour + max(lead_hours) >= len(store.times):
         raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
+    absent = [group for group in store.missing if (store.missing[group][hour] >= 1.0).all()]
+    if absent:
+        raise DataError(f"{store.path}: {' and '.join(absent)} at {store.times[hour]} are wholly missing: choose another time.")
     index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
     raw = next(trained.inputs.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
     batch, _, arguments = trained.inputs.prepare(raw)

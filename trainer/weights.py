@@ -76,7 +76,7 @@ def _list(options: argparse.Namespace) -> None:
         raise CheckpointError(f"no checkpoint in {options.path}.")
     for checkpoint in found:
         m = store.manifest(checkpoint)
-        loss = "-" if m["val_loss"] is None else f"{m['val_loss']:.4f}"
+        loss = "-" if m["val_step"] != m["step"] else f"{m['val_loss']:.4f}"
         size = sum(f["bytes"] for f in m["files"].values()) / 1e9
         table.add_row(checkpoint.name, str(m["step"]), loss, str(m["world_size"]), str(m["zero_stage"]), f"{size:.3f}")
     Console().print(table)

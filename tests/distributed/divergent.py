@@ -22,7 +22,7 @@ run = load(config)
 torch.manual_seed(world.rank)  # different on purpose: the broadcast must make them equal
 model = TopoFlow(architecture(run))
 consistency.broadcast_from_main(model.parameters(), bucket_bytes=4096)
-reference = consistency.hash_tensors(model.named_parameters()) if world.is_main else None
+reference = consistency.hash_tensors(model.named_parameters())
 engine = build_engine(model, run, resolve_deepspeed(f"ds_configs/zero{zero}.json", run, world.size))
 hashes = consistency.hash_masters(engine)
 if corrupt and world.rank == 2:

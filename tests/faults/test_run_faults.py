@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
+import torch
 
 from data.store import Store
 from data.wind_scan import ScanCache
 from tests.launching import losses, module, tiny_config, train
+from trainer.config import load
+from trainer.inputs import open_inputs
 
 
 def refused(*overrides: str, config: Path) -> str:
@@ -32,8 +35,8 @@ def config(tmp_path: Path, tiny_path: Path, tiny_scan: ScanCache) -> Path:
 
 def test_f17_misspelt_key_is_refused_with_a_suggestion(config: Path) -> None:
     """Warm-up, scheduler and drop_path were dead keys because configuration was read with .get."""
-    assert "did you mean 'warmup_steps'?" in refused("schedule.warmup_step=3", config=config)
-    assert "lerning_rate: unknown key" in refused("optimizer.lerning_rate=3", config=config)
+    assert "did you mean 'schedule.warmup_steps'?" in refused("schedule.warmup_step=3", config=config)
+    assert "lerning_rate: unknown key; did you mean 'optimizer.lr'?" in refused("optimizer.lerning_rate=3", config=config)
 
 
 def test_absent_store_names_the_command(config: Path, tmp_path: Path) -> None:
@@ -84,8 +87,34 @@ def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(config: 
     assert all(np.isfinite(losses(tmp_path / "run")))
 
 
-def test_f21_opens_do_not_grow_with_the_store(tiny: Store) -> None:
-    """Every rank opened every file: a shard index is read when its first sample is."""
-    shards = zarr.open_group(tiny.path, mode="r")["weather"].nchunks  # type: ignore[union-attr]
-    assert shards >= 8
-    assert len(list((tiny.path / "weather").rglob("zarr.json"))) == 1
+def test_f10_elevation_reaches_the_model_in_metres_and_statistics_from_the_store(config: Path, tiny: Store) -> None:
+    """Elevation was normalised before it was divided by 1000 m; statistics came from whichever frame was read first."""
+    inputs = open_inputs(load(config), torch.device("cpu"))
+    blocks = tiny.static["elevation"].reshape(8, 2, 16, 2).mean((1, 3)).ravel()
+    np.testing.assert_allclose(inputs.elevation.numpy(), blocks, rtol=1e-5)
+    assert inputs.normalizer.statistics == tiny.statistics
+
+
+def test_f18_the_resolved_schedule_is_printed(config: Path) -> None:
+    """Epochs 10, max_steps 20000 and patience 10 were three clocks; there is one, and it is said."""
+    done = module("trainer", "train", "--config", str(config), "steps=4", "schedule.decay_steps=4")
+    assert "after 3 warm-up steps, cosine to 2e-05 at step 4, run ends at step 4" in done.stderr
+
+
+def test_a_directory_that_is_not_a_cache_is_never_replaced(tiny: Store, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    done = module("data", "wind-scan", str(tiny.path), "--regions", "4", "4", "--out", str(tmp_path / "precious"))
+    assert done.returncode == 2
+    assert "is not a wind-scan cache" in done.stderr
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_a_second_run_in_the_same_directory_is_refused(config: Path, tmp_path: Path) -> None:
+    """The orphans of a killed launcher and its successor must not both write."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as held:
+        held.write("process 1 on nodea")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "is being trained by process 1 on nodea" in refused(config=config)

@@ -17,7 +17,9 @@ def make(run_dir: Path, step: int, val_loss: float | None) -> Path:
     folder.mkdir(parents=True)
     (folder / "data.bin").write_bytes(bytes([step % 256]) * 100)
     files = {"data.bin": {"bytes": 100, "sha256": hashlib.sha256((folder / "data.bin").read_bytes()).hexdigest()}}
-    (folder / "manifest.json").write_text(json.dumps({"step": step, "files": files, "val_loss": val_loss}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"step": step, "files": files, "val_loss": val_loss, "val_step": -1 if val_loss is None else step})
+    )
     return folder
 
 
@@ -29,8 +31,19 @@ def test_f33_retention_keeps_the_best_the_last_and_the_milestones(tmp_path: Path
     """All checkpoints but one were deleted, the wrong one kept: the metric was parsed out of a file name."""
     for step, loss in ((10, 0.9), (20, 0.3), (30, 0.5), (40, None), (50, 0.6), (60, 0.7), (70, 0.8)):
         make(tmp_path, step, loss)
-    store.retain(tmp_path, keep_last=2, keep_every=30, metric="val_loss")
+    store.retain(tmp_path, keep_last=2, keep_every=30)
     assert steps(tmp_path) == [20, 30, 60, 70]
+
+
+def test_f33_retention_trusts_neither_stale_nor_unfinite_losses_nor_damaged_checkpoints(tmp_path: Path) -> None:
+    """A loss measured on other weights, a NaN, or a truncated checkpoint must not be the best, or stop the run."""
+    for step, loss in ((10, float("nan")), (20, 0.2), (30, 0.1), (40, 0.5), (50, 0.6)):
+        make(tmp_path, step, loss)
+    stale = tmp_path / "checkpoints/step-00000030/manifest.json"
+    stale.write_text(json.dumps(json.loads(stale.read_text()) | {"val_step": 25}))
+    (tmp_path / "checkpoints/step-00000040/data.bin").write_bytes(b"")
+    store.retain(tmp_path, keep_last=1, keep_every=None)
+    assert sorted(c.name for c in store.committed(tmp_path)) == ["step-00000020", "step-00000040", "step-00000050"]
 
 
 def test_f33_retention_leaves_a_checkpoint_that_is_being_read(tmp_path: Path) -> None:
@@ -38,9 +51,9 @@ def test_f33_retention_leaves_a_checkpoint_that_is_being_read(tmp_path: Path) ->
     first = make(tmp_path, 10, None)
     make(tmp_path, 20, None)
     with store.reading(first):
-        store.retain(tmp_path, keep_last=1, keep_every=None, metric="val_loss")
+        store.retain(tmp_path, keep_last=1, keep_every=None)
         assert steps(tmp_path) == [10, 20]
-    store.retain(tmp_path, keep_last=1, keep_every=None, metric="val_loss")
+    store.retain(tmp_path, keep_last=1, keep_every=None)
     assert steps(tmp_path) == [20]
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
 

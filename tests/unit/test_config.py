@@ -26,15 +26,16 @@ def test_shipped_configurations_are_valid_and_come_back_from_their_dump(path: Pa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.lerning_rate=1e-3", "optimizer.lerning_rate: unknown key"),
-        ("optimizer.lrr=1e-3", "optimizer.lrr: unknown key; did you mean 'lr'?"),
+        ("optimizer.lerning_rate=1e-3", "optimizer.lerning_rate: unknown key; did you mean 'optimizer.lr'?"),
+        ("optimizer.lrr=1e-3", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
         ("bach.total=8", "bach: unknown key; did you mean 'batch'?"),
-        ("expect.val_los=1", "expect.val_los: unknown key; did you mean 'val_loss'?"),
+        ("expect.val_los=1", "expect.val_los: unknown key; did you mean 'expect.val_loss'?"),
         ("steps=0", "steps: Input should be greater than or equal to 1"),
         ("optimizer.lr=fast", "optimizer.lr: Input should be a valid number"),
         ("data.inputs=[u, v, pm2_5]", "unknown variable 'pm2_5'. Did you mean 'pm25'?"),
         ("data.targets=[pm25, pm25]", "listed twice"),
         ("data.inputs=[u, v, pm25]", "must also be inputs"),
+        ("data.targets=[temp]", "are not pollutants"),
         ("wind_scan.mode=none", "wind_scan.cache is not read when wind_scan.mode is none"),
         ("wind_scan.cache=null", "needs wind_scan.cache"),
         ("model.width=90", "must be divisible by heads"),
@@ -50,9 +51,9 @@ def test_wrong_values_are_refused_by_name(override: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_top_level_learning_rate_typo_is_answered_with_the_known_keys() -> None:
+def test_misspelt_synonym_is_answered_with_our_name() -> None:
     tree = json.loads(load(DEMO).model_dump_json()) | {"lerning_rate": 1e-3}
-    with pytest.raises(ConfigError, match="lerning_rate: unknown key"):
+    with pytest.raises(ConfigError, match="lerning_rate: unknown key; did you mean 'optimizer.lr'"):
         validate(tree, source="test")
 
 
@@ -64,6 +65,9 @@ def test_alpha_init_without_the_bias_is_refused() -> None:
 def test_absent_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration at"):
         load(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load(tmp_path / "empty.yaml", ["steps=3"])
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(tmp_path / "bad.yaml")

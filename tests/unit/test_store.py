@@ -101,6 +101,26 @@ def test_edited_statistics_are_refused(tiny: Store, tmp_path: Path) -> None:
         open_store(path)
 
 
+def test_verify_names_the_hours_of_a_flipped_byte(tiny: Store, tmp_path: Path) -> None:
+    path = tmp_path / "flipped.zarr"
+    shutil.copytree(tiny.path, path)
+    assert store.verify(open_store(path)) == []
+    shard = path / "chemistry/c/1/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    (wrong,) = store.verify(open_store(path))
+    assert wrong.startswith("chemistry from 2015-01-03T00 to 2015-01-04T23")
+
+
+def test_edited_terrain_is_refused(tiny: Store, tmp_path: Path) -> None:
+    path = tmp_path / "flat.zarr"
+    shutil.copytree(tiny.path, path)
+    zarr.open_group(path, mode="r+")["static"][2] = 7.0
+    with pytest.raises(DataError, match="does not match its fingerprint"):
+        open_store(path)
+
+
 def test_unfinished_store_does_not_open_and_names_what_is_absent(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     weather, chemistry = small_fields()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -44,8 +45,6 @@ def test_order_never_changes() -> None:
 
 
 def test_samples_stay_inside_their_split_and_skip_missing_hours(tiny: Store) -> None:
-    from dataclasses import replace
-
     first, last = tiny.split("train")
     missing = {group: share.copy() for group, share in tiny.missing.items()}
     missing["chemistry"][first + 20] = 1.0  # a wholly missing hour can be neither analysis nor truth
@@ -122,6 +121,12 @@ def test_normalisation_weights_and_units(tiny: Store) -> None:
     assert (example.weight[~known] == 0).all()
     area = np.cos(np.deg2rad(tiny.lat))[:, None] * tiny.static["domain_mask"]
     np.testing.assert_allclose(normalizer.area.numpy(), area / area.mean(), rtol=1e-5)
+
+
+def test_constant_input_is_refused(tiny: Store) -> None:
+    statistics = tiny.statistics | {"population": tiny.statistics["population"] | {"std": 0.0}}
+    with pytest.raises(DataError, match="'population' is constant"):
+        Normalizer(replace(tiny, statistics=statistics), ["population"], ["o3"], torch.device("cpu"))
 
 
 def test_unknown_variable_is_refused_with_the_nearest(tiny: Store) -> None:

@@ -142,6 +142,12 @@ def test_absent_cache_names_the_command(tiny: Store, tmp_path: Path) -> None:
         open_cache(tmp_path / "nowhere", tiny, patch=2)
 
 
+@pytest.mark.parametrize(("regions", "sectors"), [((4, 4), 255), ((4, 4), 0), ((0, 4), 16)])
+def test_impossible_sectors_and_regions_are_refused(tiny: Store, regions: tuple[int, int], sectors: int) -> None:
+    with pytest.raises(DataError, match="use 1 to 254 sectors"):
+        geometry_of(tiny, 2, regions, sectors)
+
+
 def test_regions_that_do_not_divide_are_refused(tiny: Store) -> None:
     with pytest.raises(DataError, match="not divisible into 3 x 4 regions"):
         geometry_of(tiny, 2, (3, 4), 16)

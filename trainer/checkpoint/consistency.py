@@ -50,8 +50,21 @@ def hash_masters(engine: Any) -> dict[str, str]:
     return hash_tensors(full())
 
 
-def require_equal(hashes: dict[str, str], reference: dict[str, str] | None, what: str) -> None:
-    """Compare hashes over all ranks, and with `reference` (given on rank 0) where there is one; collective.
+def set_masters(engine: Any, values: dict[str, Tensor]) -> None:
+    """Give the optimizer's fp32 masters their full precision; collective.
+
+    Under bf16 DeepSpeed makes the masters from weights that it has rounded already.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    if engine.bfloat16_enabled():
+        named = dict(engine.module.named_parameters())
+        for name, value in values.items():
+            safe_set_full_fp32_param(named[name], value)
+
+
+def require_equal(hashes: dict[str, str], reference: dict[str, str], what: str) -> None:
+    """Compare hashes over all ranks, and with rank 0's `reference` where it is not empty; collective.
 
     Raises:
         CheckpointError: on every rank, naming the first differing tensor and the ranks that differ.
@@ -60,8 +73,8 @@ def require_equal(hashes: dict[str, str], reference: dict[str, str] | None, what
     dist.all_gather_object(everyone, hashes)
     given = [reference]
     dist.broadcast_object_list(given, src=0)
-    truth = given[0] if given[0] is not None else everyone[0]
-    source = "the file" if given[0] is not None else "rank 0"
+    truth = given[0] or everyone[0]
+    source = "the file" if given[0] else "rank 0"
     for name in sorted(truth.keys() | hashes.keys()):
         wrong = [rank for rank, theirs in enumerate(everyone) if theirs.get(name) != truth.get(name)]
         if wrong:

@@ -80,6 +80,11 @@ def make_loadable(checkpoint: Path, remembered: dict[str, Any], world_size: int,
             f"{checkpoint} was written under ZeRO {before[1]}, the run asks for ZeRO {zero_stage}: only 1 and 2 interchange. "
             f"Use ds_configs/zero{before[1]}.json, or start a new run with init_from={checkpoint}."
         )
+    if zero_stage == 3:
+        raise CheckpointError(
+            f"{checkpoint} was written by {before[0]} ranks under ZeRO 3, this run has {world_size}: DeepSpeed 0.19.8 does not "
+            f"bring back all of the optimizer there. Use {before[0]} ranks, or start a new run with init_from."
+        )
     folder = checkpoint.with_name(checkpoint.name + ".universal.partial")
     failure = [""]
     if dist.get_rank() == 0:
@@ -140,6 +145,12 @@ def _tolerate_an_empty_share(optimizer: Any) -> None:
     def load_what_is_held(*arguments: Any) -> None:
         with suppress(IndexError):
             load(*arguments)
+        for flat, members in zip(optimizer.single_partition_of_fp32_groups[:-1], groups[:-1], strict=True):
+            if (
+                any(m._hp_mapping is not None for m in members)
+                and not {"exp_avg", "step"} <= optimizer.optimizer.state[flat].keys()
+            ):
+                raise CheckpointError("DeepSpeed left a parameter group without its optimizer state; nothing was trained.")
 
     optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_what_is_held
 

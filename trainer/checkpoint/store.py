@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,15 +91,22 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def newest_valid(run_dir: Path) -> Path | None:
-    """The last committed checkpoint whose every file has its recorded hash; damaged ones are reported; collective."""
-    chosen: list[Path | None] = [None]
+    """The last committed checkpoint whose every file has its recorded hash; damaged ones are reported; collective.
+
+    Raises:
+        CheckpointError: on every rank, if there are checkpoints and none is valid.
+    """
+    chosen: list[Path | str | None] = [None]
     for checkpoint in reversed(committed(run_dir) if dist.get_rank() == 0 else []):
         problems = verify(checkpoint)
         if not problems:
             chosen = [checkpoint]
             break
         log.error("WARNING: %s is damaged and skipped: %s", checkpoint, "; ".join(problems))
+        chosen = [f"every checkpoint in {run_dir} is damaged (see above); start anew with another run_dir."]
     dist.broadcast_object_list(chosen, src=0)
+    if isinstance(chosen[0], str):
+        raise CheckpointError(chosen[0])
     return chosen[0]
 
 
@@ -155,6 +163,8 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
         full = safe_get_full_fp32_param(parameter)
         value = parameter if full is None else full
         if dist.get_rank() == 0:
+            # A published scalar has the shape (), also where the module holds it as (1,).
+            value = value.reshape(()) if value.numel() == 1 else value
             weights[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
     if dist.get_rank() == 0:
         persistent = engine.module.state_dict().keys()
@@ -162,15 +172,21 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
     return weights
 
 
-def retain(run_dir: Path, keep_last: int, keep_every: int | None, metric: str) -> None:
+def retain(run_dir: Path, keep_last: int, keep_every: int | None) -> None:
     """Remove older checkpoints, from manifests alone.
 
-    Kept are the last `keep_last`, every step that is a multiple of `keep_every`, the one with the lowest `metric`, and
-    any that a reader holds open.
+    Kept are the last `keep_last`, every step that is a multiple of `keep_every`, the one whose own weights were validated
+    with the lowest `val_loss`, and any that a reader holds open.
     """
     checkpoints = committed(run_dir)
-    manifests = {c: manifest(c) for c in checkpoints}
-    scored = [(m[metric], c) for c, m in manifests.items() if m.get(metric) is not None]
+    manifests = {}
+    for checkpoint in checkpoints:
+        try:
+            manifests[checkpoint] = manifest(checkpoint)
+        except CheckpointError as error:
+            log.error("WARNING: %s is left alone: %s", checkpoint, error)
+    checkpoints = list(manifests)
+    scored = [(m["val_loss"], c) for c, m in manifests.items() if m["val_step"] == m["step"] and math.isfinite(m["val_loss"])]
     kept = set(checkpoints[-keep_last:]) | ({min(scored)[1]} if scored else set())
     if keep_every is not None:
         kept |= {c for c, m in manifests.items() if m["step"] % keep_every == 0}
@@ -201,9 +217,11 @@ def _remove_unless_read(checkpoint: Path) -> None:
 
 def _describe_together(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below `folder`, which each rank hashes and syncs a share of; collective."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    # Rank 0 lists for all: on a shared file system the ranks' own listings may differ for a while.
+    listing = [sorted(f for f in folder.rglob("*") if f.is_file()) if dist.get_rank() == 0 else []]
+    dist.broadcast_object_list(listing, src=0)
     mine = {}
-    for file in files[dist.get_rank() :: dist.get_world_size()]:
+    for file in listing[0][dist.get_rank() :: dist.get_world_size()]:
         _sync(file)
         mine[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     everyone: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
