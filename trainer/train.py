@@ -117,7 +117,6 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                 progress.bad_steps = 0
                 window.keep_step()
             stopping = stop.agreed()
-            stepped = time.monotonic()
 
             last = progress.step == run.steps
             saving = last or stopping or progress.step % run.checkpoint.every == 0
@@ -125,6 +124,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                 metrics = window.summary(engine, lr, run.batch.total)
                 if telemetry:
                     telemetry.status(progress.step, metrics)
+            stepped = time.monotonic()
             if last or progress.step % run.validation.every == 0:
                 scores = validate(engine, held_out, inputs, progress, world)
                 if telemetry:

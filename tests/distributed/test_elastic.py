@@ -25,8 +25,10 @@ def finish(done) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("zero", ["1", pytest.param("0", marks=pytest.mark.slow), pytest.param("2", marks=pytest.mark.slow),
-                                  pytest.param("3", marks=pytest.mark.slow)])  # fmt: skip
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("zero", ["1", pytest.param("0", marks=SLOW), pytest.param("2", marks=SLOW)])
 def test_two_then_four_then_one_then_three_ranks_are_one_run(config: Path, zero: str) -> None:
     truth, run = config.parent / f"truth{zero}", config.parent / f"elastic{zero}"
     finish(train(config, f"run_dir={truth}", "steps=16", zero=zero))
@@ -47,6 +49,14 @@ def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
     assert "only 1 and 2 interchange" in done.stderr
     assert "Traceback" not in done.stderr
     finish(train(config, f"run_dir={run}", "steps=8", zero="2"))
+
+
+def test_stage_3_refuses_another_number_of_ranks(config: Path) -> None:
+    run = config.parent / "stage3"
+    finish(train(config, f"run_dir={run}", "steps=2", zero="3"))
+    done = train(config, f"run_dir={run}", "steps=4", ranks=1, zero="3")
+    assert done.returncode != 0
+    assert "was written by 2 ranks under ZeRO 3" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])

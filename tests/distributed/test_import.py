@@ -77,6 +77,19 @@ def test_import_trains_from_the_file_and_the_gate_knows_its_loss(config: Path) -
     assert "usual causes" in other.stderr.lower()
 
 
+def test_bf16_imports_keep_the_full_precision_of_the_file(config: Path) -> None:
+    torch.manual_seed(98)
+    state = TopoFlow(architecture(load(config))).state_dict()
+    torch.save(state, config.parent / "full.pt")
+    run = config.parent / "bf16"
+    # A rate of nearly zero: the masters that are saved are the ones that were imported.
+    done = train(config, f"run_dir={run}", f"init_from.path={config.parent}/full.pt", "precision=bf16", "steps=1",
+                 "schedule.warmup_steps=0", "optimizer.lr=1e-30", "optimizer.alpha_lr=1e-30")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = load_file(run / "checkpoints/latest/weights.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in state.items())
+
+
 def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> None:
     state = {k: v for k, v in TopoFlow(architecture(load(config))).state_dict().items() if k != "norm.weight"}
     torch.save(state, config.parent / "incomplete.pt")

@@ -26,7 +26,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
 def uninterrupted(config: Path) -> dict[str, Path]:
     """20 steps by a single process without ZeRO, and by two processes at every stage; dropout on, accumulation 2."""
     runs = {}
-    for zero, ranks in (("0", 1), ("0", 2), ("1", 2), ("2", 2), ("3", 2)):
+    for zero, ranks in (("0", 1), ("0", 2), ("1", 2), ("2", 2), ("3", 2), ("3_offload", 2)):
         run = config.parent / f"zero{zero}-{ranks}"
         done = train(config, f"run_dir={run}", ranks=ranks, zero=zero)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -34,7 +34,7 @@ def uninterrupted(config: Path) -> dict[str, Path]:
     return runs
 
 
-@pytest.mark.parametrize("which", ["0-2", "1-2", "2-2", "3-2"])
+@pytest.mark.parametrize("which", ["0-2", "1-2", "2-2", "3-2", "3_offload-2"])
 def test_every_stage_agrees_with_a_single_process(uninterrupted: dict[str, Path], which: str) -> None:
     single, ours = losses(uninterrupted["0-1"]), losses(uninterrupted[which])
     assert len(single) == 20
