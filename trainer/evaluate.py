@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from data.variables import BY_NAME
 from trainer.metrics import normalised_loss, score
-from trainer.trained import Trained, load_trained, run_command
+from trainer.trained import Trained, load_trained, run_command, run_parser
 
 
 def evaluate(trained: Trained, split: str, samples: int | None) -> dict[str, Any]:
@@ -65,14 +64,7 @@ def _number(value: Any) -> float | None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer evaluate", description=__doc__,
-        epilog="example:\n  python -m trainer evaluate runs/demo --split test --samples 200",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
-    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    parser = run_parser("evaluate", __doc__, "runs/demo --split test --samples 200")
     parser.add_argument("--split", default="test")
     parser.add_argument("--samples", type=int, help="spread evenly over the split (default: all)")
 

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from data.variables import BY_NAME
-from trainer.trained import Trained, forecast, hour_of, load_trained, run_command
+from trainer.trained import Trained, forecast, hour_of, load_trained, run_command, run_parser
 
 
 def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tensor) -> xr.Dataset:
@@ -33,14 +33,7 @@ def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tenso
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer forecast", description=__doc__,
-        epilog="example:\n  python -m trainer forecast runs/demo --time 2015-03-25T06 --out forecast.nc",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
-    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    parser = run_parser("forecast", __doc__, "runs/demo --time 2015-03-25T06 --out forecast.nc")
     parser.add_argument("--time", help="hour of the analysis, UTC (default: the middle of the test split)")
     parser.add_argument("--out", type=Path, required=True, help="NetCDF file to write")
 

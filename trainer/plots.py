@@ -18,7 +18,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from data import DataError
 from data.variables import BY_NAME
-from trainer.trained import Trained, forecast, hour_of, load_trained, run_command
+from trainer.trained import Trained, forecast, hour_of, load_trained, run_command, run_parser
 
 LABELS = {"pm25": "PM$_{2.5}$", "pm10": "PM$_{10}$", "so2": "SO$_2$", "no2": "NO$_2$", "co": "CO", "o3": "O$_3$"}
 SKEWED = ("pm25", "pm10", "so2", "no2", "co")
@@ -112,14 +112,7 @@ def _draw(panel: Axes, trained: Trained, field: np.ndarray, aspect: float, norm:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer plot", description=__doc__,
-        epilog="example:\n  python -m trainer plot runs/demo --time 2015-03-25T06 --lead 24",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
-    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    parser = run_parser("plot", __doc__, "runs/demo --time 2015-03-25T06 --lead 24")
     parser.add_argument("--time", help="hour of the analysis, UTC (default: the middle of the test split)")
     parser.add_argument("--lead", type=int, help="lead time of the maps in hours (default 24, or the run's first)")
 

@@ -112,6 +112,19 @@ def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tup
     return tensors, report
 
 
+def run_parser(command: str, description: str | None, example: str) -> argparse.ArgumentParser:
+    """The parser of a command that works on a trained run."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m trainer {command}", description=description,
+        epilog=f"example:\n  python -m trainer {command} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
+    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+    return parser
+
+
 def run_command(argv: list[str], parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> int:
     """Parse, run, and turn refusals into a one-screen message; the exit code."""
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

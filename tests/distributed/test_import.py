@@ -22,9 +22,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
     return tiny_config(tmp_path_factory.mktemp("import"), tiny_path)
 
 
-@pytest.mark.parametrize(
-    "zero", ["1", "3", pytest.param("0", marks=pytest.mark.slow), pytest.param("2", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("zero", ["1", *(pytest.param(stage, marks=pytest.mark.slow) for stage in "023")])
 def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path, zero: str) -> None:
     """ "Only rank 0 has the weights" was never proven; nothing could tell."""
     for mode in ("equal", "corrupt"):
@@ -51,6 +49,9 @@ def test_import_trains_from_the_file_and_the_gate_knows_its_loss(config: Path) -
     torch.manual_seed(99)
     run = load(config)
     old = TopoFlow(architecture(run))
+    with torch.no_grad():  # far from a new network, so that its loss tells them apart
+        for parameter in old.head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
     file = config.parent / "old.ckpt"
     torch.save({"state_dict": {f"model.climax.{k}": v for k, v in old.state_dict().items()}}, file)
     weights = config.parent / "weights"
@@ -87,7 +88,7 @@ def test_bf16_imports_keep_the_full_precision_of_the_file(config: Path) -> None:
                  "schedule.warmup_steps=0", "optimizer.lr=1e-30", "optimizer.alpha_lr=1e-30")  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     saved = load_file(run / "checkpoints/latest/weights.safetensors")
-    assert all(torch.equal(saved[name], value) for name, value in state.items())
+    assert all(torch.allclose(saved[name], value, rtol=0.0, atol=1e-20) for name, value in state.items())
 
 
 def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> None:

@@ -168,7 +168,9 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
             weights[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
     if dist.get_rank() == 0:
         persistent = engine.module.state_dict().keys()
-        weights |= {name: buffer.cpu() for name, buffer in engine.module.named_buffers() if name in persistent}
+        weights |= {
+            name: buffer.to("cpu", torch.float32) for name, buffer in engine.module.named_buffers() if name in persistent
+        }
     return weights
 
 
