@@ -21,6 +21,8 @@ DEEPSPEED_KEYS = (
     "data_types",
 )  # fmt: skip
 
+NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases")  # beside everything with one dimension
+
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:
     """Rate for optimizer step `step` (0-based): linear warm-up, then a cosine down to `final_lr` x peak."""
@@ -42,12 +44,7 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
-        elif len(_shape(parameter)) < 2 or leaf in (
-            "pos_embed",
-            "var_embed",
-            "var_query",
-            "proj_biases",
-        ):
+        elif len(_shape(parameter)) < 2 or leaf in NO_DECAY:
             groups["no_decay"]["params"].append(parameter)
         else:
             groups["decay"]["params"].append(parameter)
