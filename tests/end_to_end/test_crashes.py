@@ -58,15 +58,14 @@ def test_thirty_kills_change_nothing(tmp_path: Path, tiny_path: Path, tiny_scan:
             assert process.poll() is None, (tmp_path / f"life{number}.log").read_text()[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        ranks = descendants(process.pid)
         if number % 3 == 0:
-            while not list((run / "checkpoints").glob("*.partial")) and process.poll() is None:
-                time.sleep(0.0005)
-            time.sleep(rng.uniform(0.0, 0.05))
-            outcomes["inside a save"] += bool(list((run / "checkpoints").glob("*.partial")))
+            while not list((run / "checkpoints").glob("step-*.partial")) and process.poll() is None:
+                pass
+            time.sleep(rng.uniform(0.0, 0.01))
         else:
             time.sleep(rng.uniform(0.0, 0.5))
         assert process.poll() is None, "the run ended before it was killed: raise STEPS"
-        ranks = descendants(process.pid)
         victim = ("one rank", "all ranks", "launcher")[number // 3 % 3]
         kill({"one rank": [rng.choice(ranks)], "all ranks": ranks, "launcher": [process.pid]}[victim])
         outcomes[victim] += 1
@@ -74,6 +73,7 @@ def test_thirty_kills_change_nothing(tmp_path: Path, tiny_path: Path, tiny_scan:
             kill(ranks)  # its orphans would train on
         process.wait(timeout=90)
         kill(ranks)
+        outcomes["inside a save"] += bool(list((run / "checkpoints").glob("step-*.partial")))  # it left one behind
     done = train(config, f"run_dir={run}")
     assert done.returncode == 0, done.stderr[-3000:]
     lives = "".join((tmp_path / f"life{n}.log").read_text() for n in range(KILLS))
