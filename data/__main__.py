@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from data import DataError, variables, wind_scan
+from data import DataError, legacy_scan, variables, wind_scan
 from data.store import DYNAMIC_GROUPS, open_store, verify
 from data.synthesize import Recipe, synthesize
 
@@ -41,7 +41,11 @@ def synthesize_command(argv: list[str]) -> None:
 
 def wind_scan_command(argv: list[str]) -> None:
     """compute the wind-scan cache of a store: order tables and the sector of every region and hour"""
-    parser = _parser("wind-scan", wind_scan_command, "python -m data wind-scan datasets/demo.zarr --regions 8 16")
+    if argv and argv[0] in SCAN_ACTIONS:
+        return SCAN_ACTIONS[argv[0]](argv[1:])
+    parser = _parser("wind-scan", wind_scan_command, "python -m data wind-scan datasets/demo.zarr --regions 8 16\n"
+                     "  python -m data wind-scan import-pickle old.pkl --store datasets/china.zarr --out old.wind_scan\n"
+                     "  python -m data wind-scan compare old.pkl datasets/china.wind_scan")  # fmt: skip
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, help="cache directory (default: STORE with the ending .wind_scan)")
     parser.add_argument("--patch", type=int, default=2, help="pixels a side of a patch (default 2)")
@@ -52,6 +56,54 @@ def wind_scan_command(argv: list[str]) -> None:
     cache = wind_scan.build(open_store(a.store), out, patch=a.patch, regions=tuple(a.regions), sectors=a.sectors)
     unknown = int((cache.sectors == wind_scan.NO_WIND).any(1).sum())
     console.print(f"wrote {out}: orders {cache.orders_hash[:12]}, {len(cache.sectors)} hours, {unknown} without wind")
+
+
+def import_pickle_command(argv: list[str]) -> None:
+    """read a wind cache of the old code, say whether its orders equal ours, and turn it into one of ours"""
+    example = "python -m data wind-scan import-pickle old.pkl --store datasets/china.zarr --out old.wind_scan"
+    parser = _parser("wind-scan import-pickle", import_pickle_command, example)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--store", type=Path, help="compare with our orders on this store's ground distances (default: the old "
+                                                   "code's own units)")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="write a cache for --store with the imported orders")
+    a = parser.parse_args(argv)
+    if a.out and not a.store:
+        raise DataError("--out needs --store: a cache holds the wind sectors of one dataset.")
+    tables = legacy_scan.read_tables(a.file)
+    geometry = tables.geometry
+    if a.store:
+        geometry = wind_scan.geometry_of(open_store(a.store), geometry.patch, geometry.regions, geometry.sectors)
+        if geometry.grid != tables.geometry.grid:
+            raise DataError(f"{a.file} is for {tables.geometry.grid[0]} x {tables.geometry.grid[1]} pixels, {a.store} has "
+                            f"{geometry.grid[0]} x {geometry.grid[1]}.")  # fmt: skip
+    _show_differences(tables, legacy_scan.ours(tables, geometry.aspect))
+    if a.out:
+        orders = {"global_orders": tables.global_orders, "regional_orders": legacy_scan.one_regional_table(tables)}
+        cache = wind_scan.build(open_store(a.store), a.out, patch=geometry.patch, regions=geometry.regions,
+                                sectors=geometry.sectors, orders=orders)  # fmt: skip
+        console.print(f"wrote {a.out}: orders {cache.orders_hash[:12]}")
+
+
+def compare_scans_command(argv: list[str]) -> None:
+    """count the orders and tokens in which two wind caches differ, sector by sector"""
+    parser = _parser("wind-scan compare", compare_scans_command,
+                     "python -m data wind-scan compare old.pkl datasets/china.wind_scan")  # fmt: skip
+    parser.add_argument("a", type=Path, metavar="A", help="one of our caches, or a pickle of the old code")
+    parser.add_argument("b", type=Path, metavar="B")
+    a = parser.parse_args(argv)
+    _show_differences(legacy_scan.read_tables(a.a), legacy_scan.read_tables(a.b))
+
+
+def _show_differences(a: legacy_scan.OrderTables, b: legacy_scan.OrderTables) -> None:
+    differences = a.differences(b)
+    sectors, tokens = a.global_orders.shape
+    table = Table("sector", "degrees", f"global, of {tokens} tokens", "regional tokens", title=f"{a.source} against {b.source}")
+    for sector, (globally, regional) in enumerate(differences):
+        table.add_row(str(sector), f"{360 * sector / sectors:g}", str(globally), str(regional))
+    console.print(table)
+    counts = [sum(d[i] > 0 for d in differences) for i in (0, 1)]
+    console.print("orders are equal" if not any(counts) else
+                  f"orders differ in {counts[0]} (global) and {counts[1]} (regional) of {sectors} sectors")  # fmt: skip
 
 
 def inspect_command(argv: list[str]) -> None:
@@ -94,6 +146,10 @@ def verify_command(argv: list[str]) -> None:
     console.print(f"{store.path}: every shard is what was written, fingerprint {store.fingerprint[:12]}")
 
 
+SCAN_ACTIONS: dict[str, Callable[[list[str]], None]] = {
+    "import-pickle": import_pickle_command,
+    "compare": compare_scans_command,
+}
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "synthesize": synthesize_command,
     "wind-scan": wind_scan_command,

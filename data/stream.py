@@ -91,6 +91,14 @@ def positions_of_rank(samples_seen: int, micro: int, accumulation: int, world: i
     return base + np.arange(micro)[None]
 
 
+def step_start(samples_seen: int, total: int, stepped_over: Iterable[list[int]]) -> int:
+    """Stream position of the next step of `total` samples: `samples_seen`, or past the [first, last) ranges in its way."""
+    for first, last in sorted(stepped_over):
+        if first < samples_seen + total and samples_seen < last:
+            samples_seen = last
+    return samples_seen
+
+
 @dataclass(frozen=True)
 class _Planned:
     """One micro-batch before it is read."""
@@ -110,16 +118,21 @@ class Stream:
         self.prefetch, self.patches = prefetch, patches
         self._readers = {group: open_reader(store, group) for group in ("weather", "chemistry")}
 
-    def training(self, samples_seen: int, micro: int, accumulation: int, world: int, rank: int) -> Iterator[Batch]:
-        """Endless micro-batches of `rank`, from global position `samples_seen` on."""
+    def training(
+        self, samples_seen: int, micro: int, accumulation: int, world: int, rank: int,
+        stepped_over: Iterable[list[int]] = (),
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Endless micro-batches of `rank`, from global position `samples_seen` on, without the ranges `stepped_over`."""
+        ranges, total = list(stepped_over), micro * accumulation * world
 
         def planned() -> Iterator[_Planned]:
             seen = samples_seen
             everything = np.ones(micro, bool)
             while True:
+                seen = step_start(seen, total, ranges)
                 for positions in positions_of_rank(seen, micro, accumulation, world, rank):
                     yield _Planned(self.index.shuffled(positions), int(positions[0]), everything)
-                seen += micro * accumulation * world
+                seen += total
 
         return self._read_ahead(planned())
 

@@ -153,15 +153,23 @@ def sector_codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors
     return np.concatenate([_codes(u, v, (1, 1), sectors), _codes(u, v, regions, sectors)], axis=1)
 
 
-def build(store: Store, path: Path, *, patch: int, regions: tuple[int, int], sectors: int) -> ScanCache:
-    """Compute orders and the sectors of every hour of `store`, and write the cache at `path`, replacing an older one."""
+def build(
+    store: Store, path: Path, *, patch: int, regions: tuple[int, int], sectors: int,
+    orders: dict[str, np.ndarray] | None = None,
+) -> ScanCache:  # fmt: skip
+    """Compute orders and the sectors of every hour of `store`, and write the cache at `path`, replacing an older one.
+
+    Args:
+        orders: imported tables to use instead: "global_orders" (S, N) and "regional_orders" (S, P).
+    """
     geometry = geometry_of(store, patch, regions, sectors)
     if path.exists() and not (path / "manifest.json").exists():
         raise DataError(f"{path} exists and is not a wind-scan cache: it is not replaced. Choose another --out.")
-    orders = {
-        "global_orders": order_along_wind(*geometry.patches, geometry),
-        "regional_orders": order_along_wind(*geometry.region_patches, geometry),
-    }
+    if orders is None:
+        orders = {
+            "global_orders": order_along_wind(*geometry.patches, geometry),
+            "regional_orders": order_along_wind(*geometry.region_patches, geometry),
+        }
     reader, step = open_reader(store, "weather"), store.shard_hours
     u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
     codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
@@ -192,6 +200,27 @@ def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
     """
     path = Path(path)
     remedy = f"Build it with\n  python -m data wind-scan {store.path} --out {path}"
+    geometry, global_orders, regional_orders = read_orders(path, remedy)
+    manifest = json.loads((path / "manifest.json").read_text())
+    expected = geometry_of(store, patch, geometry.regions, geometry.sectors)
+    for name, value in asdict(expected).items():
+        if getattr(geometry, name) != value:
+            raise DataError(f"{path} was built for {name} {getattr(geometry, name)}, the run has {value}. {remedy}")
+    if manifest["store_fingerprint"] != store.fingerprint:
+        raise DataError(f"{path} is stale: it was built for dataset {manifest['store_fingerprint'][:12]}, "
+                        f"{store.path} is {store.fingerprint[:12]}. {remedy}")  # fmt: skip
+    codes = np.load(path / "sectors.npy", mmap_mode="r", allow_pickle=False)
+    if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
+        raise DataError(f"{path}/sectors.npy does not match its recorded hash. {remedy}")
+    return ScanCache(path, geometry, global_orders, regional_orders, codes, manifest["orders_sha256"])
+
+
+def read_orders(path: Path, remedy: str = "Build it again.") -> tuple[Geometry, np.ndarray, np.ndarray]:
+    """Geometry, global (S, N) and regional (S, P) orders of a cache, whatever dataset it is for.
+
+    Raises:
+        DataError: no cache, of another version, or an order was altered.
+    """
     if not (path / "manifest.json").exists():
         raise DataError(f"no wind-scan cache at {path}. {remedy}")
     manifest = json.loads((path / "manifest.json").read_text())
@@ -200,22 +229,11 @@ def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
                         f"this code reads {FORMAT}, {ALGORITHM}. {remedy}")  # fmt: skip
     stated = manifest["geometry"]
     geometry = Geometry(**{**stated, "grid": tuple(stated["grid"]), "regions": tuple(stated["regions"])})
-    expected = geometry_of(store, patch, geometry.regions, geometry.sectors)
-    for name, value in asdict(expected).items():
-        if getattr(geometry, name) != value:
-            raise DataError(f"{path} was built for {name} {getattr(geometry, name)}, the run has {value}. {remedy}")
-    if manifest["store_fingerprint"] != store.fingerprint:
-        raise DataError(f"{path} is stale: it was built for dataset {manifest['store_fingerprint'][:12]}, "
-                        f"{store.path} is {store.fingerprint[:12]}. {remedy}")  # fmt: skip
     with np.load(path / "orders.npz", allow_pickle=False) as file:
         orders = {name: file[name] for name in ("global_orders", "regional_orders")}
     if hash_orders(**orders) != manifest["orders_sha256"]:
         raise DataError(f"{path}/orders.npz does not match its recorded hash: an order was altered. {remedy}")
-    codes = np.load(path / "sectors.npy", mmap_mode="r", allow_pickle=False)
-    if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
-        raise DataError(f"{path}/sectors.npy does not match its recorded hash. {remedy}")
-    return ScanCache(path, geometry, orders["global_orders"], orders["regional_orders"], codes,
-                     manifest["orders_sha256"])  # fmt: skip
+    return geometry, orders["global_orders"], orders["regional_orders"]
 
 
 def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:

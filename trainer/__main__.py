@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from trainer import evaluate, forecast, plots, train, weights
+from trainer import evaluate, forecast, gate, plots, train, weights
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.main,
@@ -15,6 +15,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": plots.main,
     "import": weights.import_main,
     "checkpoint": weights.checkpoint_main,
+    "which-cache": gate.main,
 }
 
 SUMMARY = {
@@ -23,12 +24,13 @@ SUMMARY = {
     "forecast": "write the forecast from one analysis as a CF NetCDF file",
     "plot": "draw loss curves, and truth / forecast / difference maps of a case",
     "import": "convert foreign weights, completely or not at all",
-    "checkpoint": "list, verify, show or export checkpoints",
+    "checkpoint": "list, verify, show, export or convert checkpoints",
+    "which-cache": "name the wind-scan cache that reproduces a checkpoint's recorded loss",
 }
 
 
 def main(argv: list[str]) -> int:
-    listing = "\n".join(f"  {name:10s} {text}" for name, text in SUMMARY.items())
+    listing = "\n".join(f"  {name:11s} {text}" for name, text in SUMMARY.items())
     parser = argparse.ArgumentParser(
         prog="python -m trainer", description="Train, score and draw air-quality forecasters.",
         epilog=f"commands:\n{listing}\n\nexample:\n  python -m trainer evaluate runs/demo\n\n"

@@ -158,6 +158,14 @@ class InitFrom(Section):
     allow_missing: list[str] = []
 
 
+class Spikes(Section):
+    """What to do when a step's loss is far above the usual; it is then looked at before every update."""
+
+    policy: Literal["skip", "roll_back"]
+    factor: float = Field(4.0, gt=1, description="a spike is a loss above factor x the running mean")
+    horizon: int = Field(100, ge=2, description="steps over which the running mean forgets")
+
+
 class Expect(Section):
     """What the validation loss must be before step 1, as of a checkpoint one continues from."""
 
@@ -183,6 +191,7 @@ class Run(Section):
     checkpoint: Checkpointing = Checkpointing()
     telemetry: Telemetry = Telemetry()
     init_from: InitFrom | None = None
+    spikes: Spikes | None = None
     expect: Expect | None = None
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Batch, Normalizer
+from data.stream import Stream
 from trainer.inputs import Inputs
 
 
@@ -91,6 +92,15 @@ def score(model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs
         forecast = normalizer.physical(model(*arguments).float())
         truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
         sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours)
+    return sums
+
+
+def score_evenly(model: Callable[..., Tensor], stream: Stream, inputs: Inputs, world: int = 1, rank: int = 0) -> ErrorSums:
+    """Score the fixed validation samples, spread evenly over the stream's split and shared over ranks; collective."""
+    run = inputs.run
+    numbers = stream.index.evenly(run.validation.samples)
+    sums = score(model, stream.listed(numbers, run.batch.micro, world, rank), inputs)
+    sums.all_reduce()
     return sums
 
 

@@ -146,25 +146,28 @@ class StopVote:
     def __init__(self, run_dir: Path, end_time: float | None) -> None:
         self.run_dir, self.end_time = run_dir, end_time
         self.reason = ""
-        self._vote = torch.zeros(1)
+        self._vote = torch.zeros(2)
         self._work: dist.Work | None = None
         self._group = dist.new_group(backend="gloo")
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def cast(self) -> None:
+    def cast(self, busy: bool) -> None:
+        """Send this rank's vote; `busy` says that it is still writing a checkpoint."""
         if not self.reason and dist.get_rank() == 0 and (self.run_dir / "STOP").exists():
             self.reason = f"file {self.run_dir / 'STOP'}"
             (self.run_dir / "STOP").unlink()  # or the next start would stop as well
         if not self.reason and self.end_time is not None and time.time() > self.end_time:
             self.reason = "the time limit"
-        self._vote.fill_(1.0 if self.reason else 0.0)
+        self._vote.copy_(torch.tensor([bool(self.reason), busy]))
         self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def agreed(self) -> bool:
+    def agreed(self) -> tuple[bool, bool]:
+        """(stop, busy): whether any rank wants to stop, and whether any was still writing."""
         assert self._work is not None
         self._work.wait()
-        return bool(self._vote.item())
+        stop, busy = self._vote.tolist()
+        return bool(stop), bool(busy)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

@@ -71,6 +71,12 @@ class Telemetry:
         if self._wandb:
             self._wandb.log({f"{kind}/{name}": value for name, value in metrics.items()}, step=step)
 
+    def rewind(self, step: int) -> None:
+        """After a roll-back: forget the rows behind `step`."""
+        self._jsonl.close()
+        _drop_after(self.run.run_dir / "metrics.jsonl", step)
+        self._jsonl = (self.run.run_dir / "metrics.jsonl").open("a", buffering=1)
+
     def status(self, step: int, metrics: dict[str, float]) -> None:
         """Record a training row and show it as the status line with an ETA."""
         self.record("train", step, metrics)
@@ -94,6 +100,8 @@ class Window:
     inputs: Inputs
     waited: float = 0.0
     paused: float = 0.0  # validating and saving
+    step_loss: float | None = None  # mean over ranks of the last step, where spikes are watched for
+    spiked: bool = False  # whether that was above the limit
     kept: list[torch.Tensor] = field(default_factory=list)  # a micro-batch each: see `add`
     current: list[tuple[torch.Tensor, Batch]] = field(default_factory=list)  # of the step in progress
     started: float = field(default_factory=time.perf_counter)
@@ -101,6 +109,15 @@ class Window:
     def add(self, losses: torch.Tensor, valid: torch.Tensor, missing: torch.Tensor, batch: Batch) -> None:
         """Note a micro-batch: its losses (T,), valid share of the target area (T,), missing share of the inputs ()."""
         self.current.append((torch.cat([losses, valid, missing[None]]), batch))
+
+    def is_spike(self, limit: float) -> bool:
+        """Whether the loss of the step in progress, over all its micro-batches and ranks, is above `limit`; collective."""
+        targets = len(self.inputs.normalizer.targets)
+        mean = torch.stack([values[:targets].mean() for values, _ in self.current]).mean()
+        dist.all_reduce(mean)
+        self.step_loss = float(mean) / dist.get_world_size()
+        self.spiked = self.step_loss > limit
+        return self.spiked
 
     def keep_step(self) -> None:
         self.kept += [values for values, _ in self.current]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -21,9 +22,9 @@ from rich.console import Console
 
 from data import DataError
 from data.batch import Batch
-from data.stream import Stream
+from data.stream import Stream, step_start
 from trainer import engine as engines
-from trainer import runtime
+from trainer import gate, runtime
 from trainer.checkpoint import consistency, resume, store
 from trainer.checkpoint.pretrained import write_report
 from trainer.checkpoint.store import CheckpointError
@@ -31,7 +32,7 @@ from trainer.config import ConfigError, Run, dump, load
 from trainer.config import validate as validate_config
 from trainer.engine import learning_rate
 from trainer.inputs import Inputs, architecture, open_inputs
-from trainer.metrics import normalised_loss, score, weighted_mse
+from trainer.metrics import normalised_loss, score_evenly, weighted_mse
 from trainer.model.attention import kernel_name
 from trainer.model.topoflow import TopoFlow
 from trainer.telemetry import Telemetry, Window
@@ -44,7 +45,7 @@ Refusals = (ConfigError, DataError, CheckpointError, runtime.LaunchError)
 
 
 class TrainingError(Exception):
-    """Training itself went wrong: the loss is not finite, or not what was expected."""
+    """Training itself went wrong: too many steps in a row had to be skipped."""
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Progress:
     val_loss: float | None = None
     val_step: int = -1  # the step whose weights have val_loss
     bad_steps: int = 0  # non-finite ones in a row
+    usual_loss: float | None = None  # running mean of the training loss, where spikes are watched for
+    stepped_over: list[list[int]] = field(default_factory=list)  # [first, last) stream positions, rolled back over
     wall_seconds: float = 0.0
     changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
 
@@ -66,7 +69,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
 
     Raises:
         DataError, CheckpointError, ConfigError: refused before step 1.
-        TrainingError: non-finite steps in a row, or a step-0 validation loss other than expected.
+        TrainingError: too many skipped steps in a row.
     """
     deepspeed_config = engines.resolve_deepspeed(options.deepspeed_config, run, world.size)
     stop = runtime.StopVote(run.run_dir, runtime.end_time(options.time_limit, os.environ))
@@ -93,30 +96,40 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
         return True
     if progress.step == 0:
-        validate(engine, held_out, inputs, progress, world)
-        log.info("step 0: validation loss %.4f", progress.val_loss)
-        check_expectation(run, progress)
+        scores = validate(engine, held_out, inputs, progress, world)
+        log.info("step 0: validation loss %.4f", scores["loss"])
+        gate.require_expected(engine, inputs, scores["loss"], world)
 
     accumulation = run.batch.accumulation(world.size)
-    batches = inputs.stream(samples).training(progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank)
-    window = Window(inputs)
-    stopping = False
+    batches = training_batches(inputs.stream(samples), progress, run, world)
+    window, stopping = Window(inputs), False
+    pending: store.Saving | None = None
     with Telemetry(run, progress.step) if world.is_main else nullcontext() as telemetry:
         if telemetry and progress.step == 0:
             telemetry.record("validation", 0, {"loss": progress.val_loss or 0.0})
         while progress.step < run.steps and not stopping:
             started = time.monotonic()
-            stop.cast()
+            stop.cast(busy=pending is not None and pending.writing)
             lr = engines.set_learning_rates(engine, progress.step, run)
-            take_step(engine, batches, accumulation, inputs, window, run.seed)
+            take_step(engine, batches, accumulation, inputs, window, run.seed, loss_limit(run, progress))
             progress.step += 1
-            progress.samples_seen += run.batch.total
-            if engines.step_was_skipped(engine):
+            progress.samples_seen = step_start(progress.samples_seen, run.batch.total, progress.stepped_over) + run.batch.total
+            stopping, writing = stop.agreed()
+            skipped = engines.step_was_skipped(engine)
+            if pending is not None and (skipped or not writing):
+                commit(pending, run, telemetry)
+                pending = None
+            if skipped:
                 step_over_bad_samples(window, progress, run)
+                if window.spiked and roll_back(engine, run, progress, world):
+                    batches, window = training_batches(inputs.stream(samples), progress, run, world), Window(inputs)
+                    if telemetry:
+                        telemetry.rewind(progress.step)
+                    continue
             else:
                 progress.bad_steps = 0
                 window.keep_step()
-            stopping = stop.agreed()
+                remember_loss(window.step_loss, progress, run)
 
             last = progress.step == run.steps
             saving = last or stopping or progress.step % run.checkpoint.every == 0
@@ -132,10 +145,12 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                     log.info("step %d: validation loss %.4f, best %.4f", progress.step, scores["loss"], progress.best_val_loss)
             progress.wall_seconds += time.monotonic() - started
             if saving:
-                seconds = save(engine, run, inputs, progress, world)
-                if telemetry:
-                    telemetry.record("checkpoint", progress.step, {"stall_s": seconds})
+                if pending is not None:
+                    commit(pending, run, telemetry)
+                pending = save(engine, run, inputs, progress, world)
             window.paused += time.monotonic() - stepped
+        if pending is not None:
+            commit(pending, run, telemetry)
     lock.close()
     if stopping and progress.step < run.steps:
         reason = stop.reason or "another rank was told to"
@@ -143,9 +158,20 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     return progress.step == run.steps
 
 
-def take_step(engine: Any, batches: Iterator[Batch], accumulation: int, inputs: Inputs, window: Window, seed: int) -> None:
-    """One optimizer step: accumulate the gradients of this rank's micro-batches, clip, update."""
-    for _ in range(accumulation):
+def training_batches(stream: Stream, progress: Progress, run: Run, world: runtime.World) -> Iterator[Batch]:
+    """This rank's micro-batches from where the run is, without the samples that it has rolled back over."""
+    accumulation = run.batch.accumulation(world.size)
+    return stream.training(progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank, progress.stepped_over)
+
+
+def take_step(
+    engine: Any, batches: Iterator[Batch], accumulation: int, inputs: Inputs, window: Window, seed: int, limit: float | None
+) -> None:
+    """One optimizer step: accumulate the gradients of this rank's micro-batches, clip, update.
+
+    Above `limit`, the step's loss over all ranks is made not finite, so that all skip the update together.
+    """
+    for number in range(accumulation):
         waiting = time.perf_counter()
         raw = next(batches)
         window.waited += time.perf_counter() - waiting
@@ -153,43 +179,82 @@ def take_step(engine: Any, batches: Iterator[Batch], accumulation: int, inputs: 
         # Dropout depends on the place in the stream alone: a resumed run, on any number of ranks, draws the same.
         torch.manual_seed((seed << 40) + batch.position)
         losses = weighted_mse(engine(*arguments), example.targets, example.weight)
-        engine.backward(losses.mean())
+        window.add(losses.detach(), example.weight.mean((0, 2, 3)), example.missing_inputs, batch)
+        loss = losses.mean()
+        if limit is not None and number == accumulation - 1 and window.is_spike(limit):
+            loss = loss * torch.nan
+        engine.backward(loss)
         engines.guard_plain_step(engine)
         engine.step()
-        window.add(losses.detach(), example.weight.mean((0, 2, 3)), example.missing_inputs, batch)
+
+
+def loss_limit(run: Run, progress: Progress) -> float | None:
+    """A step's loss above this is a spike; None where nobody watches."""
+    if run.spikes is None:
+        return None
+    return math.inf if progress.usual_loss is None else run.spikes.factor * progress.usual_loss
+
+
+def remember_loss(loss: float | None, progress: Progress, run: Run) -> None:
+    """Fold a step's loss into the running mean that spikes are measured against."""
+    if run.spikes is not None and loss is not None:
+        usual = loss if progress.usual_loss is None else progress.usual_loss
+        progress.usual_loss = usual + (loss - usual) / min(progress.step, run.spikes.horizon)
 
 
 def step_over_bad_samples(window: Window, progress: Progress, run: Run) -> None:
-    """All ranks skipped a step whose gradient was not finite: write down its samples, and give up after too many in a row.
+    """All ranks skipped a step, not finite or a spike: write down its samples, and give up after too many in a row.
 
     Raises:
-        TrainingError: `max_bad_steps` steps in a row were not finite.
+        TrainingError: `max_bad_steps` steps in a row were skipped.
     """
     progress.bad_steps += 1
     named: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(named, window.drop_step())
     samples = [sample for share in named for sample in share]
     culprits = [s for s in samples if not s["finite"]] or samples
+    reason = f"loss {window.step_loss:.4g}, usual {progress.usual_loss:.4g}" if window.spiked else "gradient not finite"
     if dist.get_rank() == 0:
         with (run.run_dir / "bad_samples.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": progress.step, **sample}) + "\n" for sample in culprits)
+            file.writelines(json.dumps({"step": progress.step, "reason": reason, **s}) + "\n" for s in culprits)
     times = ", ".join(f"{s['time']}+{s['lead_hours']}h" for s in culprits[:8])
-    log.info("WARNING: step %d skipped on all ranks, gradient not finite; samples: %s", progress.step, times)
+    log.info("WARNING: step %d skipped on all ranks, %s; samples: %s", progress.step, reason, times)
     if progress.bad_steps >= run.max_bad_steps:
         raise TrainingError(
-            f"{progress.bad_steps} steps in a row were not finite; the last at step {progress.step} with samples {times}. "
+            f"{progress.bad_steps} steps in a row were skipped; the last at step {progress.step}, {reason}, samples {times}. "
             f"They are listed in {run.run_dir / 'bad_samples.jsonl'}; the last checkpoint is intact. Inspect those hours of "
             "the store, or lower optimizer.lr."
         )
 
 
+def roll_back(engine: Any, run: Run, progress: Progress, world: runtime.World) -> bool:
+    """After a spike, where the policy says so: be again what the last checkpoint was, and step over these samples.
+
+    Returns:
+        False where the step stays merely skipped.
+    """
+    if run.spikes is None or run.spikes.policy != "roll_back":
+        return False
+    found = store.newest_valid(run.run_dir)
+    written_by = None if found is None else resume.written_by(store.manifest(found))
+    if found is None or written_by != (world.size, engine.zero_optimization_stage()):
+        log.info("WARNING: no checkpoint of these ranks to roll back to yet: the step is only skipped")
+        return False
+    bad, bad_steps = [progress.samples_seen - run.batch.total, progress.samples_seen], progress.bad_steps
+    resume.load_engine(engine, found, None)
+    engines.restate_hyperparameters(engine, run)
+    progress.__dict__.update(asdict(recall(store.manifest(found))))
+    progress.stepped_over.append(bad)
+    progress.bad_steps = bad_steps
+    log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", found, *bad)
+    return True
+
+
 def validate(engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, world: runtime.World) -> dict[str, float]:
     """Score the fixed validation samples, sharing them over ranks, and remember the loss."""
-    numbers = held_out.index.evenly(inputs.run.validation.samples)
     engine.eval()
-    sums = score(engine, held_out.listed(numbers, inputs.run.batch.micro, world.size, world.rank), inputs)
+    sums = score_evenly(engine, held_out, inputs, world.size, world.rank)
     engine.train()
-    sums.all_reduce()
     progress.val_loss = normalised_loss(sums, inputs.normalizer)
     progress.val_step = progress.step
     progress.best_val_loss = min(progress.best_val_loss, progress.val_loss)
@@ -199,17 +264,6 @@ def validate(engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, 
         for column, lead in enumerate(sums.lead_hours):
             scores |= {f"{kind}_{name}_{lead}h": float(table[kind][row, column]) for kind in ("rmse", "skill")}
     return scores
-
-
-def check_expectation(run: Run, progress: Progress) -> None:
-    if run.expect is None or progress.val_loss is None:
-        return
-    difference = abs(progress.val_loss - run.expect.val_loss)
-    if not difference <= run.expect.tolerance:
-        raise TrainingError(
-            f"step-0 validation loss is {progress.val_loss:.4f}, expected {run.expect.val_loss} +- {run.expect.tolerance}. "
-            "Usual causes: weights not loaded, other statistics, another wind-scan cache, another validation set."
-        )
 
 
 def memory(
@@ -223,16 +277,29 @@ def memory(
     }  # fmt: skip
 
 
-def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runtime.World) -> float:
-    """Commit a checkpoint and remove old ones; the seconds that training stood still."""
+def save(engine: Any, run: Run, inputs: Inputs, progress: Progress, world: runtime.World) -> store.Saving:
+    """Copy what a checkpoint holds and start writing it; training goes on meanwhile."""
     started = time.monotonic()
     remembered = memory(run, inputs, engine.module, progress, world, engine.zero_optimization_stage())
-    path = resume.save_engine(engine, run.run_dir, progress.step, remembered)
-    if world.is_main:
+    pending = resume.save_engine(engine, run.run_dir, progress.step, remembered)
+    pending.stall = time.monotonic() - started
+    return pending
+
+
+def commit(pending: store.Saving, run: Run, telemetry: Telemetry | None) -> None:
+    """Make a checkpoint visible once all ranks have written it, and remove old ones."""
+    started = time.monotonic()
+    path = pending.commit()
+    if telemetry:
         store.retain(run.run_dir, run.checkpoint.keep_last, run.checkpoint.keep_every)
-    seconds = time.monotonic() - started
-    log.info("saved %s in %.1f s", path, seconds)
-    return seconds
+        seconds = pending.stall + time.monotonic() - started
+        telemetry.record("checkpoint", pending.memory["step"], {"stall_s": seconds, "write_s": pending.write_seconds})
+        log.info("saved %s: training waited %.2f s, written in %.2f s", path, seconds, pending.write_seconds)
+
+
+def recall(remembered: dict[str, Any]) -> Progress:
+    """The progress a manifest remembers; a field that an older version did not write keeps its start."""
+    return Progress(**{name: remembered[name] for name in asdict(Progress()) if name in remembered})
 
 
 def look_back(
@@ -251,7 +318,7 @@ def look_back(
     remembered = store.manifest(found)
     changes = resume.compare(found, remembered, memory(run, inputs, model, Progress(), world, zero_stage), allow_change)
     universal = resume.make_loadable(found, remembered, world.size, zero_stage)
-    progress = Progress(**{name: remembered[name] for name in asdict(Progress())})
+    progress = recall(remembered)
     before = validate_config(remembered["config"], str(found / "manifest.json"))
     rates = [learning_rate(r.optimizer.lr, progress.step, r.steps, r.schedule) for r in (before, run)]
     if rates[0] != rates[1]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from data.variables import BY_NAME
-from trainer.checkpoint import store
-from trainer.checkpoint.pretrained import write_report
+from trainer.checkpoint import resume, store
+from trainer.checkpoint.pretrained import RECORD, recorded_beside, write_report
 from trainer.checkpoint.store import CheckpointError
 from trainer.config import load
 from trainer.inputs import architecture
@@ -49,6 +49,9 @@ def import_main(argv: list[str]) -> int:
         report.show(console)
         report.refuse_unless_complete()
         save_file({name: t.contiguous() for name, t in tensors.items()}, options.to / "weights.safetensors")
+        recorded = recorded_beside(options.source)
+        if recorded is not None:
+            (options.to / RECORD).write_text(json.dumps(recorded, indent=1))
         console.print(f"wrote {options.to}: start from it with init_from.path={options.to}")
 
     return run_command(argv, parser, command)
@@ -56,11 +59,12 @@ def import_main(argv: list[str]) -> int:
 
 def checkpoint_main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer checkpoint", description="List, verify, show or export checkpoints.",
+        prog="python -m trainer checkpoint", description="List, verify, show, export or convert checkpoints.",
         epilog="examples:\n  python -m trainer checkpoint list runs/demo\n"
         "  python -m trainer checkpoint verify runs/demo/checkpoints/latest\n"
         "  python -m trainer checkpoint export runs/demo/checkpoints/latest --to model.safetensors\n"
-        "  python -m trainer checkpoint export runs/demo/checkpoints/latest --to old_names.ckpt",
+        "  python -m trainer checkpoint export runs/demo/checkpoints/latest --to old_names.ckpt\n"
+        "  python -m trainer checkpoint convert runs/demo/checkpoints/latest    # ready for another number of ranks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("action", choices=ACTIONS)
@@ -105,11 +109,18 @@ def _export(options: argparse.Namespace) -> None:
                      "hyper_parameters": m["config"]}  # fmt: skip
         torch.save(lightning, options.to)
     else:
-        about = {k: m[k] for k in ("step", "config", "statistics", "fingerprints", "val_loss", "best_val_loss")}
+        about = {k: m[k] for k in ("step", "config", "statistics", "fingerprints", "val_loss", "val_step", "best_val_loss")}
         about["units"] = {name: BY_NAME[name].units for name in m["statistics"]}
         save_file(state, options.to)
         options.to.with_suffix(".json").write_text(json.dumps(about, indent=1))
     print(f"wrote {options.to}")
 
 
-ACTIONS = {"list": _list, "verify": _verify, "show": _show, "export": _export}
+def _convert(options: argparse.Namespace) -> None:
+    """What a resume on other ranks would do first, done beforehand."""
+    checkpoint = options.path.resolve()  # "latest" is a link
+    seconds = resume.convert(checkpoint)
+    print(f"wrote {resume.universal_form(checkpoint)} in {seconds:.1f} s: a run on any number of ranks finds it")
+
+
+ACTIONS = {"list": _list, "verify": _verify, "show": _show, "export": _export, "convert": _convert}

@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.checkpoint.store import CheckpointError
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+RECORD = "recorded.json"  # beside imported weights that came with a record
 GATE = 0.9999  # share of parameters that must load, the allow-list aside
 
 
@@ -193,6 +194,19 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def recorded_beside(path: Path) -> dict[str, Any] | None:
+    """What one of our checkpoints, exports or imports records with its weights: statistics, fingerprints and the
+    validation loss of these very weights (or None); None for a foreign file.
+    """
+    for file in (path / "manifest.json", path / RECORD, path.with_suffix(".json")):
+        if file.is_file():
+            recorded: dict[str, Any] = json.loads(file.read_text())
+            val_loss = recorded["val_loss"] if recorded["val_step"] == recorded["step"] else None
+            return {"statistics": recorded["statistics"], "fingerprints": recorded["fingerprints"], "val_loss": val_loss,
+                    "val_step": recorded["val_step"], "step": recorded["step"]}  # fmt: skip
+    return None
 
 
 def write_report(report: ImportReport, path: Path) -> None:

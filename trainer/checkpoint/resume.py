@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from trainer.checkpoint import store
 from trainer.checkpoint.store import CheckpointError
 
 log = logging.getLogger("trainer")
 TAG = "engine"
+CONVERTED = "converted"  # done-mark of a universal form
 # A resumed run may differ in these; everything else would silently train another model.
 FREE_KEYS = ("run_dir", "steps", "resume", "timeout_minutes", "validation", "checkpoint", "telemetry", "expect", "init_from",
              "max_bad_steps", "data.prefetch", "data.store", "wind_scan.cache", "model.recompute")  # fmt: skip
@@ -63,6 +65,11 @@ def compare(
     return [{"name": name, "before": a, "after": b} for name, a, b in changed]
 
 
+def written_by(remembered: dict[str, Any]) -> tuple[int, int]:
+    """(world size, ZeRO stage) that wrote a checkpoint, from its manifest."""
+    return remembered["world_size"], remembered["zero_stage"]
+
+
 def make_loadable(checkpoint: Path, remembered: dict[str, Any], world_size: int, zero_stage: int) -> Path | None:
     """Convert to a universal checkpoint if this world size or stage needs it; collective.
 
@@ -72,7 +79,7 @@ def make_loadable(checkpoint: Path, remembered: dict[str, Any], world_size: int,
     Raises:
         CheckpointError: ZeRO 3 and the other stages do not interchange, or the conversion failed.
     """
-    before = (remembered["world_size"], remembered["zero_stage"])
+    before = written_by(remembered)
     if before == (world_size, zero_stage) or (before[1] == zero_stage == 0):
         return None
     if before[1] != zero_stage and not {before[1], zero_stage} <= {1, 2}:
@@ -80,26 +87,43 @@ def make_loadable(checkpoint: Path, remembered: dict[str, Any], world_size: int,
             f"{checkpoint} was written under ZeRO {before[1]}, the run asks for ZeRO {zero_stage}: only 1 and 2 interchange. "
             f"Use ds_configs/zero{before[1]}.json, or start a new run with init_from={checkpoint}."
         )
-    if zero_stage == 3:
-        raise CheckpointError(
-            f"{checkpoint} was written by {before[0]} ranks under ZeRO 3, this run has {world_size}: DeepSpeed 0.19.8 does not "
-            f"bring back all of the optimizer there. Use {before[0]} ranks, or start a new run with init_from."
-        )
-    folder = checkpoint.with_name(checkpoint.name + ".universal.partial")
-    failure = [""]
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        started = time.monotonic()
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder",
-                   str(checkpoint / "deepspeed" / TAG), "--output_folder", str(folder / TAG)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            failure = [done.stderr[-2000:]]
-        log.info("converted %s from %d to %d ranks in %.1f s", checkpoint, before[0], world_size, time.monotonic() - started)
+    folder, failure = universal_form(checkpoint), [""]
+    if dist.get_rank() == 0 and not (folder / CONVERTED).is_file():
+        try:
+            seconds = convert(checkpoint)
+            log.info("converted %s from %d to %d ranks in %.1f s", checkpoint, before[0], world_size, seconds)
+        except CheckpointError as error:
+            failure = [str(error)]
     dist.broadcast_object_list(failure, src=0)
     if failure[0]:
-        raise CheckpointError(f"{checkpoint} could not be converted for {world_size} ranks:\n{failure[0]}")
+        raise CheckpointError(failure[0])
     return folder
+
+
+def universal_form(checkpoint: Path) -> Path:
+    """Where the form of a checkpoint lies that any number of ranks can load; whole if it holds CONVERTED."""
+    return checkpoint.with_name(checkpoint.name + ".universal")
+
+
+def convert(checkpoint: Path) -> float:
+    """Write the universal form beside a checkpoint of ZeRO 1 to 3; the seconds it took.
+
+    Raises:
+        CheckpointError: ZeRO 0, which needs none, or DeepSpeed's conversion failed.
+    """
+    world_size, stage = written_by(store.manifest(checkpoint))
+    if stage == 0:
+        raise CheckpointError(f"{checkpoint} was written under ZeRO 0: any number of ranks loads it as it is.")
+    folder = universal_form(checkpoint)
+    shutil.rmtree(folder, ignore_errors=True)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder",
+               str(checkpoint / "deepspeed" / TAG), "--output_folder", str(folder / TAG)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CheckpointError(f"{checkpoint} of {world_size} ranks could not be converted:\n{done.stderr[-2000:]}")
+    (folder / CONVERTED).touch()
+    return time.monotonic() - started
 
 
 def load_engine(engine: Any, checkpoint: Path, universal: Path | None) -> None:
@@ -112,23 +136,60 @@ def load_engine(engine: Any, checkpoint: Path, universal: Path | None) -> None:
     if universal is not None:
         _tolerate_an_empty_share(engine.optimizer)
     path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    if universal is not None:
+        _give_each_share_its_own_step(engine.optimizer)
     loaded = torch.tensor(0.0 if path is None else 1.0, device=engine.device)
     dist.all_reduce(loaded, op=dist.ReduceOp.MIN)
-    if universal is not None and dist.get_rank() == 0:
-        shutil.rmtree(universal)
     if not loaded:
         raise CheckpointError(f"{checkpoint}: DeepSpeed could not load it on every rank. Remove it to use an older one.")
 
 
-def save_engine(engine: Any, run_dir: Path, step: int, memory: dict[str, Any]) -> Path:
-    """Commit weights, optimizer and `memory` as one checkpoint; collective."""
-
-    def save_shards(folder: Path) -> None:
+def save_engine(engine: Any, run_dir: Path, step: int, memory: dict[str, Any]) -> store.Saving:
+    """Copy weights and optimizer, and start writing them and `memory` as one checkpoint; collective."""
+    copies = _Copies()
+    engine._copy_recovery_script = lambda folder: None  # weights.safetensors needs no script beside it
+    kept, engine.checkpoint_engine = engine.checkpoint_engine, copies
+    try:
         # What DeepSpeed's conversion to other world sizes asks for; our own memory is in the manifest.
         state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        engine.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False)
+        engine.save_checkpoint("deepspeed", tag=TAG, client_state=state, save_latest=False)
+    finally:
+        engine.checkpoint_engine = kept
+    weights = store.gather_weights(engine)
+    if weights:
+        copies.states[Path("weights.safetensors")] = weights
+    return store.Saving(run_dir, step, memory, copies.states)
 
-    return store.save(run_dir, step, memory, store.gather_weights(engine), save_shards)
+
+class _Copies(CheckpointEngine):
+    """What DeepSpeed would write, copied to memory, so that training goes on while a thread of ours writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[Path, Any] = {}
+
+    def create(self, info: Any) -> None: ...
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        self.states[Path(path)] = _copied(state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> None:
+        raise NotImplementedError("only for saving")
+
+    def commit(self, info: Any) -> None: ...
+
+
+def _copied(state: Any) -> Any:
+    """`state` with every tensor copied to the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return type(state)((key, _copied(value)) for key, value in state.items())
+    if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):
+        return type(state)(_copied(value) for value in state)
+    return state
 
 
 def _tolerate_an_empty_share(optimizer: Any) -> None:
@@ -153,6 +214,13 @@ def _tolerate_an_empty_share(optimizer: Any) -> None:
                 raise CheckpointError("DeepSpeed left a parameter group without its optimizer state; nothing was trained.")
 
     optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_what_is_held
+
+
+def _give_each_share_its_own_step(optimizer: Any) -> None:
+    """DeepSpeed 0.19.8 gives one `step` tensor to all of ZeRO 3's sub-groups: every one of them would advance it."""
+    for state in optimizer.optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _covered(key: str, names: tuple[str, ...] | list[str]) -> bool:

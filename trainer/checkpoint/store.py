@@ -6,8 +6,9 @@ RUN/checkpoints/step-00000200/
   deepspeed/             DeepSpeed's own shards: optimizer state, master weights
 RUN/checkpoints/latest   link to the newest, for people; no code depends on it
 
-Commit: everything is written as step-N.partial; when all ranks have finished, each hashes and syncs its share of the
-files; rank 0 writes the manifest, syncs, renames. What has its final name is whole, at whatever instant a run dies.
+Commit: training waits for a copy in memory only; a thread of every rank writes, syncs and hashes its files below
+step-N.partial. When all have finished, at a step boundary, rank 0 writes the manifest, syncs, renames. What has its
+final name is whole, at whatever instant a run dies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,46 +40,83 @@ class CheckpointError(Exception):
     """A checkpoint is absent, damaged or belongs to another run; the message names it and the remedy."""
 
 
-def save(
-    run_dir: Path,
-    step: int,
-    memory: dict[str, Any],
-    weights: dict[str, Tensor],
-    save_shards: Callable[[Path], None],
-) -> Path:
-    """Write and commit one checkpoint; collective.
+class Saving:
+    """One checkpoint that a thread of every rank is writing while training goes on; nothing is visible before `commit`."""
 
-    Args:
-        memory: what `resume` needs, JSON values.
-        weights: fp32 parameters, read on rank 0 only.
-        save_shards: writes the engine's own files below a directory; called on every rank.
+    def __init__(self, run_dir: Path, step: int, memory: dict[str, Any], states: dict[Path, Any]) -> None:
+        """Start writing; collective.
 
-    Returns:
-        The committed directory.
-    """
-    final = run_dir / "checkpoints" / f"step-{step:08d}"
-    partial = final.with_name(final.name + ".partial")
-    main = dist.get_rank() == 0
-    if main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    save_shards(partial / "deepspeed")
-    if main:
-        save_file(weights, partial / "weights.safetensors")
-    dist.barrier()
-    files = _describe_together(partial)
-    if main:
-        (partial / "manifest.json").write_text(json.dumps({"step": step, "files": files, **memory}, indent=1))
-        _sync(partial / "manifest.json")
-        _sync(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _sync(final.parent)
-        _link_latest(final)
-    dist.barrier()
-    return final
+        Args:
+            memory: what `resume` needs, JSON values.
+            states: this rank's files, by path relative to the checkpoint: tensors by name for .safetensors, else what
+                torch.save takes; copies that nothing changes any more.
+        """
+        self.final = run_dir / "checkpoints" / f"step-{step:08d}"
+        self.partial = self.final.with_name(self.final.name + ".partial")
+        self.memory = {"step": step, **memory}
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        dist.barrier()
+        self.stall = 0.0  # seconds that training waited, and that the thread wrote
+        self.write_seconds = 0.0
+        writer = ThreadPoolExecutor(1)
+        self._files = writer.submit(self._write, states)
+        writer.shutdown(wait=False)
+
+    @property
+    def writing(self) -> bool:
+        return not self._files.done()
+
+    def commit(self) -> Path:
+        """Wait for all ranks' files and make the checkpoint visible; collective.
+
+        Returns:
+            The committed directory.
+
+        Raises:
+            CheckpointError: on every rank, if any rank could not write.
+        """
+        mine: dict[str, dict[str, Any]] | str
+        try:
+            mine = self._files.result()
+        except (OSError, RuntimeError, SafetensorError) as error:  # what the three writers raise on a full disk
+            mine = str(error).splitlines()[0]
+        everyone: list[dict[str, dict[str, Any]] | str] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, mine)
+        failed = [f"rank {rank}: {share}" for rank, share in enumerate(everyone) if isinstance(share, str)]
+        if failed:
+            raise CheckpointError(
+                f"{self.final} could not be written ({'; '.join(failed)}). Checkpoints before it are intact: make room, "
+                "then start the same command again."
+            )
+        if dist.get_rank() == 0:
+            files = {name: about for share in everyone if isinstance(share, dict) for name, about in share.items()}
+            manifest = self.partial / "manifest.json"
+            manifest.write_text(json.dumps({**self.memory, "files": dict(sorted(files.items()))}, indent=1))
+            _sync(manifest)
+            _sync(self.partial)
+            if self.final.exists():
+                shutil.rmtree(self.final)
+            self.partial.rename(self.final)
+            _sync(self.final.parent)
+            _link_latest(self.final)
+        dist.barrier()
+        return self.final
+
+    def _write(self, states: dict[Path, Any]) -> dict[str, dict[str, Any]]:
+        """Write, sync and hash this rank's files; {name: {"bytes", "sha256"}}."""
+        started, described = time.monotonic(), {}
+        for name, state in states.items():
+            file = self.partial / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if name.suffix == ".safetensors":
+                save_file(state, file)
+            else:
+                torch.save(state, file)
+            _sync(file)
+            described[str(name)] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        self.write_seconds = time.monotonic() - started
+        return described
 
 
 def committed(run_dir: Path) -> list[Path]:
@@ -215,21 +255,7 @@ def _remove_unless_read(checkpoint: Path) -> None:
         # Renamed first: an interrupted removal leaves a partial, never a committed checkpoint with files missing.
         doomed = checkpoint.rename(checkpoint.with_name(checkpoint.name + ".partial"))
     shutil.rmtree(doomed)
-
-
-def _describe_together(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below `folder`, which each rank hashes and syncs a share of; collective."""
-    # Rank 0 lists for all: on a shared file system the ranks' own listings may differ for a while.
-    listing = [sorted(f for f in folder.rglob("*") if f.is_file()) if dist.get_rank() == 0 else []]
-    dist.broadcast_object_list(listing, src=0)
-    mine = {}
-    for file in listing[0][dist.get_rank() :: dist.get_world_size()]:
-        _sync(file)
-        mine[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    everyone: list[dict[str, dict[str, Any]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
-    merged = {name: described for share in everyone for name, described in share.items()}
-    return dict(sorted(merged.items()))
+    shutil.rmtree(checkpoint.with_name(checkpoint.name + ".universal"), ignore_errors=True)
 
 
 def _link_latest(checkpoint: Path) -> None:
