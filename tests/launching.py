@@ -39,24 +39,43 @@ def tiny_config(folder: Path, store: Path, **changes: Any) -> Path:
 
 def train(config: Path, *overrides: str, ranks: int = 2, zero: str = "1") -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_gpus RANKS trainer/train.py ...`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = Path(f"ds_configs/zero{zero}.json")
+    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port()), "trainer/train.py"]
+    return run([*command, *arguments(config, *overrides, zero=zero)])
+
+
+def train_several(config: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Many runs for one start-up: each job has "zero", "overrides", and what tests/distributed/several.py injects."""
+    given = [job | {"arguments": arguments(config, *job["overrides"], zero=job.get("zero", "1"))} for job in jobs]
+    command = ["torchrun", "--standalone", "--nproc_per_node", str(ranks), "tests/distributed/several.py", json.dumps(given)]
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def arguments(config: Path, *overrides: str, zero: str) -> list[str]:
+    """Arguments of trainer/train.py."""
+    deepspeed = ROOT / f"ds_configs/zero{zero}.json"
     if zero.startswith("3"):  # the tiny network's tensors would all be too small to be partitioned
-        settings = json.loads((ROOT / deepspeed).read_text())
+        settings = json.loads(deepspeed.read_text())
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         deepspeed = config.with_name(f"zero{zero}.json")
         deepspeed.write_text(json.dumps(settings))
-    command = ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(port), "trainer/train.py", "--config", str(config),
-               "--deepspeed_config", str(deepspeed), *overrides]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    return ["--config", str(config), "--deepspeed_config", str(deepspeed), *overrides]
+
+
+def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def module(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m ARGUMENTS`."""
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    return run([sys.executable, "-m", *arguments])
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -90,7 +90,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
         resume.load_engine(engine, found, universal)
         engines.restate_hyperparameters(engine, run)
         log.info("resumed from %s", found)
-    consistency.require_equal(consistency.hash_masters(engine), consistency.hash_tensors(imported.items()), "before step 1")
+    consistency.require_loaded(engine, consistency.hash_tensors(imported.items()))
     describe(run, inputs, world, engine, len(samples))
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ def finish(done) -> str:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("zero", ["1", pytest.param("0", marks=SLOW), pytest.param("2", marks=SLOW)])
+@pytest.mark.parametrize("zero", ["1", *(pytest.param(stage, marks=SLOW) for stage in "023")])
 def test_two_then_four_then_one_then_three_ranks_are_one_run(config: Path, zero: str) -> None:
     truth, run = config.parent / f"truth{zero}", config.parent / f"elastic{zero}"
     finish(train(config, f"run_dir={truth}", "steps=16", zero=zero))
@@ -49,14 +47,6 @@ def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
     assert "only 1 and 2 interchange" in done.stderr
     assert "Traceback" not in done.stderr
     finish(train(config, f"run_dir={run}", "steps=8", zero="2"))
-
-
-def test_stage_3_refuses_another_number_of_ranks(config: Path) -> None:
-    run = config.parent / "stage3"
-    finish(train(config, f"run_dir={run}", "steps=2", zero="3"))
-    done = train(config, f"run_dir={run}", "steps=4", ranks=1, zero="3")
-    assert done.returncode != 0
-    assert "was written by 2 ranks under ZeRO 3" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
@@ -88,24 +78,3 @@ def test_all_damaged_is_refused_rather_than_started_anew(config: Path) -> None:
     done = train(config, f"run_dir={run}", "steps=4", ranks=1, zero="0")
     assert done.returncode != 0
     assert "every checkpoint" in done.stderr
-
-
-def test_f34_time_limit_saves_and_says_how_to_continue(config: Path) -> None:
-    """A 24 h wall limit, no last checkpoint: only the best validation was saved."""
-    run = config.parent / "limited"
-    done = train(config, f"run_dir={run}", "--time-limit", "0.0001", ranks=1, zero="0")
-    assert "stopped at step" in done.stderr
-    assert "the time limit" in done.stderr
-    step = json.loads((run / "checkpoints/latest/manifest.json").read_text())["step"]
-    assert step < 20
-    assert os.readlink(run / "checkpoints/latest") == f"step-{step:08d}"
-
-
-def test_f27_an_allowed_change_is_recorded(config: Path) -> None:
-    run = config.parent / "changed"
-    finish(train(config, f"run_dir={run}", "steps=2", ranks=1, zero="0"))
-    finish(
-        train(config, f"run_dir={run}", "steps=4", "optimizer.clip=2.0", "--allow-change", "optimizer.clip", ranks=1, zero="0")
-    )
-    changes = json.loads((run / "checkpoints/latest/manifest.json").read_text())["changes"]
-    assert changes == [{"step": 2, "name": "optimizer.clip", "before": 1.0, "after": 2.0}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.wind_scan import ScanCache
-from tests.launching import ROOT, environment, module, tiny_config, train
+from tests.launching import module, tiny_config, train
 from trainer.config import load
 from trainer.inputs import architecture
 from trainer.model.topoflow import TopoFlow
@@ -20,29 +19,6 @@ from trainer.model.topoflow import TopoFlow
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan: ScanCache) -> Path:
     return tiny_config(tmp_path_factory.mktemp("import"), tiny_path)
-
-
-@pytest.mark.parametrize("zero", ["1", *(pytest.param(stage, marks=pytest.mark.slow) for stage in "023")])
-def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path, zero: str) -> None:
-    """ "Only rank 0 has the weights" was never proven; nothing could tell."""
-    for mode in ("equal", "corrupt"):
-        command = [
-            "torchrun",
-            "--standalone",
-            "--nproc_per_node",
-            "4",
-            "tests/distributed/divergent.py",
-            str(config),
-            zero,
-            mode,
-        ]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        for rank in range(4):
-            if mode == "equal":
-                assert f"rank {rank} equal" in done.stdout
-            else:
-                assert f"rank {rank} refused: test: tensor 'norm.bias' differs from the file on rank(s) [2]" in done.stdout
 
 
 def test_import_trains_from_the_file_and_the_gate_knows_its_loss(config: Path) -> None:

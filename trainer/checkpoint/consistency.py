@@ -50,6 +50,25 @@ def hash_masters(engine: Any) -> dict[str, str]:
     return hash_tensors(full())
 
 
+def hash_held(engine: Any) -> dict[str, str]:
+    """Hashes of the parameters and buffers that this rank holds whole: what its next forward pass would use."""
+    held = [(name, p) for name, p in engine.module.named_parameters() if not hasattr(p, "ds_id")]
+    return hash_tensors([*held, *engine.module.named_buffers()])
+
+
+def require_loaded(engine: Any, reference: dict[str, str]) -> None:
+    """Compare what every rank would compute with and what its optimizer would update; collective.
+
+    Args:
+        reference: hashes of the file's tensors, read on rank 0; empty where nothing was imported.
+
+    Raises:
+        CheckpointError: on every rank, naming the first differing tensor and the ranks.
+    """
+    require_equal(hash_held(engine), {}, "weights before step 1")
+    require_equal(hash_masters(engine), reference, "optimizer's fp32 weights before step 1")
+
+
 def set_masters(engine: Any, values: dict[str, Tensor]) -> None:
     """Give the optimizer's fp32 masters their full precision; collective.
 

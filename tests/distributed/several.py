@@ -1,0 +1,78 @@
+"""Started by launching.train_several: runs one after another on the same ranks, which saves their start-up; may inject.
+
+One JSON argument, a list of jobs: "arguments" of trainer/train.py, and optionally
+  "spike_at": [first, last)  targets at these stream positions are 30 times as large
+  "leave_out": [first, last)  these positions do not exist in the stream (what stepping over them must equal)
+  "count_reads": FILE         is evicted from the page cache; bytes that each rank reads from storage on import are printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch.distributed as dist
+
+from data.stream import SampleIndex, Stream
+from trainer import runtime
+from trainer import train as training
+from trainer.config import load
+
+
+@contextmanager
+def injected(job: dict[str, Any]) -> Iterator[None]:
+    assemble, shuffled, import_ = Stream._assemble, SampleIndex.shuffled, training.load_foreign_weights
+
+    def spiked(self: Stream, plan: Any, futures: Any) -> Any:
+        batch = assemble(self, plan, futures)
+        first, last = job.get("spike_at", (0, 0))
+        if first <= plan.position < last:
+            batch.target *= 30.0
+        return batch
+
+    def shortened(self: SampleIndex, positions: Any) -> Any:
+        first, last = job.get("leave_out", (0, 0))
+        return shuffled(self, positions + (last - first) * (positions >= first))
+
+    def counted(*arguments: Any) -> Any:
+        if "count_reads" not in job:
+            return import_(*arguments)
+        if dist.get_rank() == 0:
+            descriptor = os.open(job["count_reads"], os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+        dist.barrier()
+        before = bytes_read()
+        imported = import_(*arguments)
+        print(f"rank {dist.get_rank()} read {bytes_read() - before} bytes", flush=True)
+        return imported
+
+    with (
+        mock.patch.object(Stream, "_assemble", spiked),
+        mock.patch.object(SampleIndex, "shuffled", shortened),
+        mock.patch.object(training, "load_foreign_weights", counted),
+    ):
+        yield
+
+
+def bytes_read() -> int:
+    found = re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+if __name__ == "__main__":
+    world = runtime.join(2.0)
+    for job in json.loads(sys.argv[1]):
+        options = training.parse(job["arguments"])
+        with injected(job):
+            training.train(load(options.config, options.overrides), options, world)
+    runtime.leave()

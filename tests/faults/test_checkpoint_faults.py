@@ -1,0 +1,202 @@
+"""Checkpoints that are lost, damaged, of another run, or on some ranks only; on hand-made ones and on real runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data.wind_scan import ScanCache
+from tests.launching import BIN, arguments, losses, module, run, tiny_config, train
+from trainer.checkpoint import resume, store
+from trainer.checkpoint.store import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan: ScanCache) -> Path:
+    return tiny_config(tmp_path_factory.mktemp("faults"), tiny_path)
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> Path:
+    """A run of 4 steps."""
+    done = train(config, f"run_dir={config.parent}/finished", "steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return config.parent / "finished"
+
+
+def make(run_dir: Path, step: int, val_loss: float | None) -> Path:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "data.bin").write_bytes(bytes([step % 256]) * 100)
+    files = {"data.bin": {"bytes": 100, "sha256": hashlib.sha256((folder / "data.bin").read_bytes()).hexdigest()}}
+    (folder / "manifest.json").write_text(
+        json.dumps({"step": step, "files": files, "val_loss": val_loss, "val_step": -1 if val_loss is None else step})
+    )
+    return folder
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [store.manifest(c)["step"] for c in store.committed(run_dir)]
+
+
+def test_f33_retention_keeps_the_best_the_last_and_the_milestones(tmp_path: Path) -> None:
+    """All checkpoints but one were deleted, the wrong one kept: the metric was parsed out of a file name."""
+    for step, loss in ((10, 0.9), (20, 0.3), (30, 0.5), (40, None), (50, 0.6), (60, 0.7), (70, 0.8)):
+        make(tmp_path, step, loss)
+    store.retain(tmp_path, keep_last=2, keep_every=30)
+    assert steps(tmp_path) == [20, 30, 60, 70]
+
+
+def test_f33_retention_trusts_neither_stale_nor_unfinite_losses_nor_damaged_checkpoints(tmp_path: Path) -> None:
+    """A loss measured on other weights, a NaN, or a truncated checkpoint must not be the best, or stop the run."""
+    for step, loss in ((10, float("nan")), (20, 0.2), (30, 0.1), (40, 0.5), (50, 0.6)):
+        make(tmp_path, step, loss)
+    stale = tmp_path / "checkpoints/step-00000030/manifest.json"
+    stale.write_text(json.dumps(json.loads(stale.read_text()) | {"val_step": 25}))
+    (tmp_path / "checkpoints/step-00000040/data.bin").write_bytes(b"")
+    store.retain(tmp_path, keep_last=1, keep_every=None)
+    assert sorted(c.name for c in store.committed(tmp_path)) == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_f33_retention_leaves_a_checkpoint_that_is_being_read(tmp_path: Path) -> None:
+    """A reader holds it open; the next retention removes it."""
+    first = make(tmp_path, 10, None)
+    make(tmp_path, 20, None)
+    with store.reading(first):
+        store.retain(tmp_path, keep_last=1, keep_every=None)
+        assert steps(tmp_path) == [10, 20]
+    store.retain(tmp_path, keep_last=1, keep_every=None)
+    assert steps(tmp_path) == [20]
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_what_is_not_whole_is_named(tmp_path: Path) -> None:
+    folder = make(tmp_path, 10, 0.1)
+    assert store.verify(folder) == []
+    content = bytearray((folder / "data.bin").read_bytes())
+    content[50] ^= 1
+    (folder / "data.bin").write_bytes(content)
+    assert store.verify(folder) == ["data.bin does not have the sha256 that was recorded"]
+    (folder / "data.bin").write_bytes(content[:60])
+    assert "has 60 bytes, 100 were written" in store.verify(folder)[0]
+    (folder / "data.bin").unlink()
+    assert "has None bytes" in store.verify(folder)[0]
+    (folder / "manifest.json").write_text('{"step": 1')
+    assert "is damaged" in store.verify(folder)[0]
+
+
+def present(**changes: object) -> dict:
+    config = {"optimizer": {"lr": 1.0, "clip": 1.0}, "steps": 5, "data": {"lead_hours": [12], "prefetch": 1}}
+    tree = {
+        "config": config,
+        "fingerprints": {"data": "a", "wind_scan_orders": "b"},
+        "optimizer_layout": [["decay", [["w", [2]]]]],
+    }
+    return tree | changes
+
+
+def test_f26_optimizer_state_of_another_parameter_order_is_refused() -> None:
+    """Optimizer state was matched by position in two different orders: 91 of 91 moments sat on the wrong tensors."""
+    with pytest.raises(CheckpointError, match="optimizer_layout"):
+        resume.compare(Path("c"), present(), present(optimizer_layout=[["decay", [["v", [2]]]]]), [])
+
+
+@pytest.mark.parametrize("name", ["data", "wind_scan_orders"])
+def test_f09_f10_other_data_statistics_or_orders_are_refused(name: str) -> None:
+    """Statistics came from whichever frame was read first, caches were compared by the hash of a pickle."""
+    other = present(fingerprints=present()["fingerprints"] | {name: "other"})
+    with pytest.raises(CheckpointError, match=f"{name}: . then, other now"):
+        resume.compare(Path("c"), present(), other, [])
+
+
+def test_f27_changes_are_refused_unless_allowed_and_then_recorded() -> None:
+    """Rates differed silently from the run being resumed."""
+    other = present(config=present()["config"] | {"optimizer": {"lr": 2.0, "clip": 1.0}, "steps": 9})
+    with pytest.raises(CheckpointError, match=r"optimizer.lr: 1.0 then, 2.0 now"):
+        resume.compare(Path("c"), present(), other, [])
+    assert resume.compare(Path("c"), present(), other, ["optimizer.lr"]) == [
+        {"name": "optimizer.lr", "before": 1.0, "after": 2.0}
+    ]
+    assert resume.compare(Path("c"), present(), present(), []) == []
+
+
+def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path) -> None:
+    """ "Only rank 0 has the weights" was never proven; nothing could tell. One of four ranks is corrupted."""
+    stages = {zero: arguments(config, zero=zero)[3] for zero in "0123"}
+    command = ["torchrun", "--standalone", "--nproc_per_node", "4", "tests/distributed/divergent.py", str(config)]
+    done = run([*command, json.dumps(stages)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for zero in "0123":
+        ranks = "[0, 1, 2, 3]" if zero == "3" else "[2]"  # what ZeRO 3 gathers is wrong everywhere
+        for rank in range(4):
+            assert f"ZeRO {zero} rank {rank} equal" in done.stdout
+            line = next(x for x in done.stdout.splitlines() if x.startswith(f"ZeRO {zero} rank {rank} refused"))
+            assert "tensor 'norm.bias' differs from" in line
+            assert f"on rank(s) {ranks}" in line
+
+
+def test_f27_resume_with_another_batch_or_rate_is_refused(config: Path, finished: Path) -> None:
+    """Batch, accumulation and rates differed silently from the run being resumed."""
+    done = train(config, f"run_dir={finished}", "optimizer.lr=1e-3", "batch.micro=4", "steps=50")
+    assert done.returncode != 0
+    assert "optimizer.lr: 0.002 then, 0.001 now" in done.stderr
+    assert "batch.micro: 2 then, 4 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_f35_evaluation_with_other_statistics_is_refused(finished: Path) -> None:
+    """Evaluation de-normalised with other statistics than training: the store's identity is in the checkpoint."""
+    manifest = finished / "checkpoints/step-00000004/manifest.json"
+    kept = manifest.read_text()
+    try:
+        manifest.write_text(kept.replace(json.loads(kept)["fingerprints"]["data"], "0" * 64))
+        done = module("trainer", "evaluate", str(finished))
+    finally:
+        manifest.write_text(kept)
+    assert done.returncode == 2
+    assert "was trained with data 000000000000" in done.stderr
+
+
+def test_a_full_disk_during_a_save_is_named_and_the_checkpoint_before_still_works(config: Path) -> None:
+    """The limit on a file's size stands for a full disk: the writers get the same kind of error."""
+    folder = config.parent / "full"
+    done = train(config, f"run_dir={folder}", "steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    largest = max(f.stat().st_size for f in (folder / "checkpoints").rglob("*.pt"))
+    command = ["bash", "-c", f'ulimit -f {largest // 2048}; exec "$@"', "-", str(BIN / "torchrun"), "--standalone",
+               "--nproc_per_node", "2", "trainer/train.py",
+               *arguments(config, f"run_dir={folder}", "steps=8", zero="1")]  # fmt: skip
+    done = run(command)
+    assert done.returncode != 0
+    assert "step-00000008 could not be written (rank 0: " in done.stderr
+    assert "are intact: make room" in done.stderr
+    assert steps(folder) == [4]
+    done = train(config, f"run_dir={folder}", "steps=8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resumed from {folder}/checkpoints/step-00000004" in done.stderr
+    assert len(losses(folder)) == 8
+
+
+def test_f34_time_limit_saves_and_says_how_to_continue(config: Path) -> None:
+    """A 24 h wall limit, no last checkpoint: only the best validation was saved."""
+    folder = config.parent / "limited"
+    done = train(config, f"run_dir={folder}", "--time-limit", "0.0001", ranks=1, zero="0")
+    assert "stopped at step" in done.stderr
+    assert "the time limit" in done.stderr
+    step = json.loads((folder / "checkpoints/latest/manifest.json").read_text())["step"]
+    assert step < 20
+    assert os.readlink(folder / "checkpoints/latest") == f"step-{step:08d}"
+
+
+def test_f27_an_allowed_change_is_recorded(config: Path) -> None:
+    """What was accepted by name stands in every later manifest."""
+    folder = config.parent / "changed"
+    for overrides in (["steps=2"], ["steps=4", "optimizer.clip=2.0", "--allow-change", "optimizer.clip"]):
+        done = train(config, f"run_dir={folder}", *overrides, ranks=1, zero="0")
+        assert done.returncode == 0, done.stderr[-3000:]
+    changes = json.loads((folder / "checkpoints/latest/manifest.json").read_text())["changes"]
+    assert changes == [{"step": 2, "name": "optimizer.clip", "before": 1.0, "after": 2.0}]
