@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.wind_scan import ScanCache
-from tests.launching import losses, tiny_config, train
+from tests.launching import losses, module, tiny_config, train
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,16 @@ def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
     assert "only 1 and 2 interchange" in done.stderr
     assert "Traceback" not in done.stderr
     finish(train(config, f"run_dir={run}", "steps=8", zero="2"))
+
+
+def test_a_checkpoint_converted_beforehand_is_used_as_it_is(config: Path) -> None:
+    folder = config.parent / "beforehand"
+    finish(train(config, f"run_dir={folder}", "steps=4", zero="3"))
+    done = module("trainer", "checkpoint", "convert", str(folder / "checkpoints/latest"))
+    assert done.returncode == 0, done.stderr
+    said = finish(train(config, f"run_dir={folder}", "steps=6", ranks=1, zero="3"))
+    assert "converted" not in said
+    assert len(losses(folder)) == 6
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
