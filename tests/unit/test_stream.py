@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data import DataError
 from data.batch import Normalizer
 from data.store import Store
-from data.stream import SampleIndex, Stream, index_samples, positions_of_rank
+from data.stream import SampleIndex, Stream, index_samples, positions_of_rank, step_start
 from data.variables import CHANNEL_OF, MODEL_INPUTS, MODEL_TARGETS
 from data.wind_scan import ScanCache
 
@@ -132,3 +132,13 @@ def test_constant_input_is_refused(tiny: Store) -> None:
 def test_unknown_variable_is_refused_with_the_nearest(tiny: Store) -> None:
     with pytest.raises(DataError, match="unknown variable 'pm2_5'. Did you mean 'pm25'"):
         Normalizer(tiny, ["pm2_5"], ["o3"], torch.device("cpu"))
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.lists(st.tuples(st.integers(0, 80), st.integers(1, 12)), max_size=4))
+def test_a_step_starts_at_the_first_place_clear_of_what_is_stepped_over(seen: int, total: int, given: list) -> None:
+    """Against trying one position after the other: only ends of ranges can be new starts."""
+    ranges = [[first, first + length] for first, length in given]
+    banned = {p for first, last in ranges for p in range(first, last)}
+    starts = sorted({seen, *(last for _, last in ranges if last > seen)})
+    clear = [s for s in starts if not banned & set(range(s, s + total))]
+    assert step_start(seen, total, ranges) == clear[0]
