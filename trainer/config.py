@@ -86,7 +86,7 @@ class Model(Section):
     elevation_bias: bool = True
     alpha_init: float | None = None
     init_std: float = Field(0.02, gt=0, description="published value at width 768; 0.02 * sqrt(768 / width) elsewhere")
-    recompute: Literal["none", "blocks"] = "none"
+    recompute: Literal["none", "attention", "blocks"] = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Model:

@@ -84,7 +84,8 @@ class Telemetry:
         remaining = (time.monotonic() - self.started) / max(1, done) * (self.run.steps - step)
         alpha = f"  alpha {metrics['elevation_alpha']:+.4f}" if "elevation_alpha" in metrics else ""
         line = (f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_s']:.1f} samples/s  "
-                f"wait {100 * metrics['data_wait_share']:.1f} %{alpha}  ETA {_clock(remaining)}")  # fmt: skip
+                f"MFU {100 * metrics['mfu']:.0f} %  wait {100 * metrics['data_wait_share']:.1f} %{alpha}  "
+                f"ETA {_clock(remaining)}")  # fmt: skip
         if self._progress:
             self._progress.update(self._task, completed=step, description=line)
             text = logging.LogRecord(log.name, logging.INFO, "", 0, f"step {step}/{self.run.steps}  {line}", None, None)
@@ -98,6 +99,8 @@ class Window:
     """What happened since the last status line; read from the device once, in `summary`."""
 
     inputs: Inputs
+    flops: int  # of a micro-batch, forward and backward
+    matrix_rate: float  # of the device, measured, 1/s
     waited: float = 0.0
     paused: float = 0.0  # validating and saving
     step_loss: float | None = None  # mean over ranks of the last step, where spikes are watched for
@@ -146,12 +149,30 @@ class Window:
         metrics |= {
             "lr": lr, "grad_norm": gradient_norm(engine), "missing_inputs": float(missing),
             "samples_per_s": steps * total / seconds, "data_wait_share": self.waited / seconds,
+            "mfu": len(self.kept) * self.flops / seconds / self.matrix_rate,
         }  # fmt: skip
         alpha = read_alpha(engine)
         if alpha is not None:
             metrics["elevation_alpha"] = alpha
         self.kept, self.waited, self.paused, self.started = [], 0.0, 0.0, time.perf_counter()
         return metrics
+
+
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Operations a second of a large matrix product on `device`: what MFU is measured against."""
+    size = size or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def once() -> float:
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    once()
+    return 4 * 2 * size**3 / min(once() for _ in range(3))
 
 
 def read_alpha(engine: Any) -> float | None:

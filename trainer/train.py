@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,34 +32,16 @@ from trainer.engine import learning_rate
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.metrics import normalised_loss, score_evenly, weighted_mse
 from trainer.model.attention import kernel_name
+from trainer.model.flops import training_flops
 from trainer.model.topoflow import TopoFlow
-from trainer.telemetry import Telemetry, Window
+from trainer.progress import Progress, TrainingError, loss_limit, recall, remember_loss, roll_back, step_over_bad_samples
+from trainer.telemetry import Telemetry, Window, measure_matrix_rate
 from trainer.trained import import_weights
 
 log = logging.getLogger("trainer")
 EXIT_WRONG = 2  # configuration, data or checkpoint refused
 EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
 Refusals = (ConfigError, DataError, CheckpointError, runtime.LaunchError)
-
-
-class TrainingError(Exception):
-    """Training itself went wrong: too many steps in a row had to be skipped."""
-
-
-@dataclass
-class Progress:
-    """The whole state of a run beside weights and optimizer; dropout is seeded by position in the stream."""
-
-    step: int = 0
-    samples_seen: int = 0
-    best_val_loss: float = float("inf")
-    val_loss: float | None = None
-    val_step: int = -1  # the step whose weights have val_loss
-    bad_steps: int = 0  # non-finite ones in a row
-    usual_loss: float | None = None  # running mean of the training loss, where spikes are watched for
-    stepped_over: list[list[int]] = field(default_factory=list)  # [first, last) stream positions, rolled back over
-    wall_seconds: float = 0.0
-    changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
 
 
 def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
@@ -102,7 +82,9 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
 
     accumulation = run.batch.accumulation(world.size)
     batches = training_batches(inputs.stream(samples), progress, run, world)
-    window, stopping = Window(inputs), False
+    flops = training_flops(model.arch, run.batch.micro)
+    rate = measure_matrix_rate(world.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    window, stopping = Window(inputs, flops, rate), False
     pending: store.Saving | None = None
     with Telemetry(run, progress.step) if world.is_main else nullcontext() as telemetry:
         if telemetry and progress.step == 0:
@@ -122,7 +104,10 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
             if skipped:
                 step_over_bad_samples(window, progress, run)
                 if window.spiked and roll_back(engine, run, progress, world):
-                    batches, window = training_batches(inputs.stream(samples), progress, run, world), Window(inputs)
+                    batches, window = (
+                        training_batches(inputs.stream(samples), progress, run, world),
+                        Window(inputs, flops, rate),
+                    )
                     if telemetry:
                         telemetry.rewind(progress.step)
                     continue
@@ -188,68 +173,6 @@ def take_step(
         engine.step()
 
 
-def loss_limit(run: Run, progress: Progress) -> float | None:
-    """A step's loss above this is a spike; None where nobody watches."""
-    if run.spikes is None:
-        return None
-    return math.inf if progress.usual_loss is None else run.spikes.factor * progress.usual_loss
-
-
-def remember_loss(loss: float | None, progress: Progress, run: Run) -> None:
-    """Fold a step's loss into the running mean that spikes are measured against."""
-    if run.spikes is not None and loss is not None:
-        usual = loss if progress.usual_loss is None else progress.usual_loss
-        progress.usual_loss = usual + (loss - usual) / min(progress.step, run.spikes.horizon)
-
-
-def step_over_bad_samples(window: Window, progress: Progress, run: Run) -> None:
-    """All ranks skipped a step, not finite or a spike: write down its samples, and give up after too many in a row.
-
-    Raises:
-        TrainingError: `max_bad_steps` steps in a row were skipped.
-    """
-    progress.bad_steps += 1
-    named: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(named, window.drop_step())
-    samples = [sample for share in named for sample in share]
-    culprits = [s for s in samples if not s["finite"]] or samples
-    reason = f"loss {window.step_loss:.4g}, usual {progress.usual_loss:.4g}" if window.spiked else "gradient not finite"
-    if dist.get_rank() == 0:
-        with (run.run_dir / "bad_samples.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": progress.step, "reason": reason, **s}) + "\n" for s in culprits)
-    times = ", ".join(f"{s['time']}+{s['lead_hours']}h" for s in culprits[:8])
-    log.info("WARNING: step %d skipped on all ranks, %s; samples: %s", progress.step, reason, times)
-    if progress.bad_steps >= run.max_bad_steps:
-        raise TrainingError(
-            f"{progress.bad_steps} steps in a row were skipped; the last at step {progress.step}, {reason}, samples {times}. "
-            f"They are listed in {run.run_dir / 'bad_samples.jsonl'}; the last checkpoint is intact. Inspect those hours of "
-            "the store, or lower optimizer.lr."
-        )
-
-
-def roll_back(engine: Any, run: Run, progress: Progress, world: runtime.World) -> bool:
-    """After a spike, where the policy says so: be again what the last checkpoint was, and step over these samples.
-
-    Returns:
-        False where the step stays merely skipped.
-    """
-    if run.spikes is None or run.spikes.policy != "roll_back":
-        return False
-    found = store.newest_valid(run.run_dir)
-    written_by = None if found is None else resume.written_by(store.manifest(found))
-    if found is None or written_by != (world.size, engine.zero_optimization_stage()):
-        log.info("WARNING: no checkpoint of these ranks to roll back to yet: the step is only skipped")
-        return False
-    bad, bad_steps = [progress.samples_seen - run.batch.total, progress.samples_seen], progress.bad_steps
-    resume.load_engine(engine, found, None)
-    engines.restate_hyperparameters(engine, run)
-    progress.__dict__.update(asdict(recall(store.manifest(found))))
-    progress.stepped_over.append(bad)
-    progress.bad_steps = bad_steps
-    log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", found, *bad)
-    return True
-
-
 def validate(engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, world: runtime.World) -> dict[str, float]:
     """Score the fixed validation samples, sharing them over ranks, and remember the loss."""
     engine.eval()
@@ -295,11 +218,6 @@ def commit(pending: store.Saving, run: Run, telemetry: Telemetry | None) -> None
         seconds = pending.stall + time.monotonic() - started
         telemetry.record("checkpoint", pending.memory["step"], {"stall_s": seconds, "write_s": pending.write_seconds})
         log.info("saved %s: training waited %.2f s, written in %.2f s", path, seconds, pending.write_seconds)
-
-
-def recall(remembered: dict[str, Any]) -> Progress:
-    """The progress a manifest remembers; a field that an older version did not write keeps its start."""
-    return Progress(**{name: remembered[name] for name in asdict(Progress()) if name in remembered})
 
 
 def look_back(

@@ -142,6 +142,16 @@ def test_f31_stochastic_depth_grows_linearly() -> None:
     assert rates == pytest.approx([0.0, 0.05, 0.1])
 
 
+def test_f32_block_has_both_residual_branches() -> None:
+    """A hand-written variant had lost one: with attention and MLP off, a block is the identity."""
+    block = Block(SMALL, elevation_bias=True, drop_path=0.0).double()
+    with torch.no_grad():
+        for parameter in [*block.attn.proj.parameters(), *block.mlp.fc2.parameters()]:
+            parameter.zero_()
+    x = torch.randn(2, 48, 24, dtype=torch.float64)
+    assert torch.equal(block(x, torch.rand(2, 48, dtype=torch.float64)), x)
+
+
 def test_f40_changing_the_cache_changes_what_the_model_sees(tiny: Store, tiny_scan: ScanCache) -> None:
     """The cached orders were never read: one method was defined three times."""
     model, hours = randomised(replace(SMALL, grid=(16, 32))), np.array([3, 40])

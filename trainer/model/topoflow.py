@@ -37,7 +37,7 @@ class Architecture:
     alpha_init: float = 0.01
     init_std: float = 0.02  # of linear weights and patch projections
     bias_floor: float | None = None  # legacy mode only
-    recompute: str = "none"  # none | blocks: activations of a block are recomputed in the backward pass
+    recompute: str = "none"  # none | attention | blocks: what is computed again in the backward pass instead of kept
 
     @property
     def patches(self) -> tuple[int, int]:
@@ -54,10 +54,18 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(arch.width, eps=1e-5)
         self.mlp = Mlp(arch.width, int(arch.width * arch.mlp_ratio))
         self.drop_path = DropPath(drop_path)
+        self.recompute_attention = arch.recompute == "attention"
 
     def forward(self, x: Tensor, elevation: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), elevation))
+        if self.recompute_attention and self.training:
+            attended = checkpoint(self._attend, x, elevation, use_reentrant=False)
+        else:
+            attended = self._attend(x, elevation)
+        x = x + self.drop_path(attended)
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor, elevation: Tensor) -> Tensor:
+        return self.attn(self.norm1(x), elevation)
 
 
 class TopoFlow(nn.Module):
