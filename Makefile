@@ -45,7 +45,9 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/full_size_step.py
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.embedding
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.elevation_bias
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.full_size_step
 
 clean:
 	rm -rf runs datasets .pytest_cache .ruff_cache .mypy_cache
