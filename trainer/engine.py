@@ -58,6 +58,11 @@ def optimizer_layout(model: nn.Module, run: Run) -> list[list[Any]]:
             for group in parameter_groups(model, run)]  # fmt: skip
 
 
+def dtype_of(run: Run) -> torch.dtype:
+    """What the network computes in; masters are fp32 always."""
+    return torch.bfloat16 if run.precision == "bf16" else torch.float32
+
+
 def _shape(parameter: nn.Parameter) -> torch.Size:
     """Shape of the whole parameter, also where ZeRO 3 has partitioned it."""
     return getattr(parameter, "ds_shape", parameter.shape)

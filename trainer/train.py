@@ -83,7 +83,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     accumulation = run.batch.accumulation(world.size)
     batches = training_batches(inputs.stream(samples), progress, run, world)
     flops = training_flops(model.arch, run.batch.micro)
-    rate = measure_matrix_rate(world.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    rate = measure_matrix_rate(world.device, engines.dtype_of(run))
     window, stopping = Window(inputs, flops, rate), False
     pending: store.Saving | None = None
     with Telemetry(run, progress.step) if world.is_main else nullcontext() as telemetry:
@@ -290,7 +290,7 @@ def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, sample
         "batch %d = %d micro x %d accumulated x %d ranks; elevation bias by %s",
         world.size, world.launcher, world.device.type, engine.zero_optimization_stage(), run.precision, f"{parameters:,}",
         samples, run.steps * run.batch.total / samples, run.batch.total, run.batch.micro,
-        run.batch.accumulation(world.size), world.size, kernel_name(world.device),
+        run.batch.accumulation(world.size), world.size, kernel_name(world.device.type, engines.dtype_of(run)),
     )  # fmt: skip
     log.info(
         "learning rate: %.3g after %d warm-up steps, cosine to %.3g at step %d, run ends at step %d",

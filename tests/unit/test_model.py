@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -237,3 +238,40 @@ def test_recomputation_changes_no_gradient(recompute: str) -> None:
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_gpu_gets_the_triangles_only_if_they_agree_there(caplog: pytest.LogCaptureFixture) -> None:
+    """The check that a GPU's operators must pass, on operators that are right and on ones that are subtly wrong."""
+    cpu = torch.device("cpu")
+    assert attention._triangles_error(cpu, torch.float32) < 1e-5
+    assert attention._triangles_error(cpu, torch.bfloat16) < 0.05
+    right = attention._flash_backward
+
+    def wrong(*arguments: Any) -> Any:
+        q, k, v = right(*arguments)
+        return q, k * 1.2, v
+
+    with mock.patch.object(attention, "_flash_backward", wrong):
+        assert attention._triangles_error(cpu, torch.float32) > 0.05
+    choose = attention.kernel_name.__wrapped__
+    for outcome, expected in ((0.01, "flash triangles"), (0.3, "query chunks"), (float("nan"), "query chunks")):
+        with mock.patch.object(attention, "_triangles_error", return_value=outcome):
+            assert choose("cuda", torch.bfloat16) == expected
+    with mock.patch.object(attention, "_triangles_error", side_effect=AttributeError("no such operator")):
+        assert choose("cuda", torch.bfloat16) == "query chunks"
+    assert caplog.text.count("slower query chunks") == 3
+    assert choose("cuda", torch.float32) == "query chunks"
+
+
+def test_unused_dimensions_that_a_gpu_kernel_needs_change_nothing() -> None:
+    """Head widths of GPUs are multiples of 8: what is filled up is not mistaken for the probe."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 40, 3, 2, 12, dtype=torch.float64, requires_grad=True)
+    z, slope = torch.rand(2, 40, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    results = []
+    for multiple in (1, 8):
+        with mock.patch.dict(attention.FLASH_WIDTH_MULTIPLE, cpu=multiple):
+            out = _TwoTriangles.apply(qkv, z, slope)
+            results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, slope))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
