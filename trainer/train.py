@@ -63,14 +63,14 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
     found, universal, progress = look_back(
         run, inputs, model, world, deepspeed_config["zero_optimization"]["stage"], options.allow_change
     )
-    imported = load_foreign_weights(model, run, world) if found is None else {}
+    imported, hashes = load_foreign_weights(model, run, world) if found is None else ({}, {})
     engine = engines.build_engine(model, run, deepspeed_config, universal is not None)
     consistency.set_masters(engine, imported)
     if found is not None:
         resume.load_engine(engine, found, universal)
         engines.restate_hyperparameters(engine, run)
         log.info("resumed from %s", found)
-    consistency.require_loaded(engine, consistency.hash_tensors(imported.items()))
+    consistency.require_loaded(engine, hashes)
     describe(run, inputs, world, engine, len(samples))
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
@@ -248,17 +248,18 @@ def look_back(
     return found, universal, progress
 
 
-def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dict[str, torch.Tensor]:
+def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Fill `model` from `init_from`: rank 0 reads the file once, the others receive it in buckets; collective.
 
     Returns:
-        A copy of what every fp32 master must hold, by name; empty without `init_from`.
+        What the fp32 masters must hold where DeepSpeed would make them from rounded weights (bf16), and the hash of every
+        tensor that was loaded; both by name, empty without `init_from`.
 
     Raises:
         CheckpointError: on every rank, if the weights do not load completely.
     """
     if run.init_from is None:
-        return {}
+        return {}, {}
     refusal: list[str | None] = [None]
     if world.is_main:
         try:
@@ -274,7 +275,9 @@ def load_foreign_weights(model: TopoFlow, run: Run, world: runtime.World) -> dic
     if refusal[0] is not None:
         raise CheckpointError(refusal[0])
     consistency.broadcast_from_main(model.parameters())
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    rounded = run.precision == "bf16"
+    values = {name: p.detach().clone() for name, p in model.named_parameters() if rounded}
+    return values, consistency.hash_tensors(model.named_parameters())
 
 
 def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, samples: int) -> None:

@@ -270,7 +270,7 @@ def test_unused_dimensions_that_a_gpu_kernel_needs_change_nothing() -> None:
     z, slope = torch.rand(2, 40, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     results = []
     for multiple in (1, 8):
-        with mock.patch.dict(attention.FLASH_WIDTH_MULTIPLE, cpu=multiple):
+        with mock.patch.object(attention, "FLASH_WIDTH_MULTIPLE", multiple):
             out = _TwoTriangles.apply(qkv, z, slope)
             results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, slope))))
     for a, b in zip(*results, strict=True):
