@@ -38,7 +38,9 @@ def require_expected(engine: Any, inputs: Inputs, val_loss: float, world: World)
     if expect is None or abs(val_loss - expect.val_loss) <= expect.tolerance:
         return
     engine.eval()
-    findings = [*_from_the_weights(inputs), *_from_other_inputs(engine, inputs, val_loss, world)]
+    findings = _from_other_inputs(engine, inputs, val_loss, world)
+    if world.is_main:  # what it wrote may not be visible to others yet
+        findings = [*_from_the_weights(inputs), *findings]
     listed = "\n".join(f"  - {finding}" for finding in findings)
     raise CheckpointError(
         f"step-0 validation loss is {val_loss:.4f}, expected {expect.val_loss} +- {expect.tolerance}; nothing was trained. "

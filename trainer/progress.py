@@ -96,11 +96,13 @@ def roll_back(engine: Any, run: Run, progress: Progress, world: runtime.World) -
     if found is None or written_by != (world.size, engine.zero_optimization_stage()):
         log.info("WARNING: no checkpoint of these ranks to roll back to yet: the step is only skipped")
         return False
-    bad, bad_steps = [progress.samples_seen - run.batch.total, progress.samples_seen], progress.bad_steps
+    bad = [progress.samples_seen - run.batch.total, progress.samples_seen]
+    # Not of the checkpoint but of the run: a second spike before the next save must not bring the first one back.
+    lasting = {"stepped_over": [*progress.stepped_over, bad], "bad_steps": progress.bad_steps, "changes": progress.changes,
+               "wall_seconds": progress.wall_seconds}  # fmt: skip
     resume.load_engine(engine, found, None)
     engines.restate_hyperparameters(engine, run)
-    progress.__dict__.update(asdict(recall(store.manifest(found))))
-    progress.stepped_over.append(bad)
-    progress.bad_steps = bad_steps
+    for name, value in (asdict(recall(store.manifest(found))) | lasting).items():
+        setattr(progress, name, value)
     log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", found, *bad)
     return True

@@ -1,9 +1,9 @@
 """Started by launching.train_several: runs one after another on the same ranks, which saves their start-up; may inject.
 
 One JSON argument, a list of jobs: "arguments" of trainer/train.py, and optionally
-  "spike_at": [first, last)  targets at these stream positions are 30 times as large
-  "leave_out": [first, last)  these positions do not exist in the stream (what stepping over them must equal)
-  "count_reads": FILE         is evicted from the page cache; bytes that each rank reads from storage on import are printed
+  "spike_at": [[first, last), ...]  targets at these stream positions are 30 times as large
+  "leave_out": [[first, last), ...]  these positions do not exist in the stream (what stepping over them must equal)
+  "count_reads": FILE  is evicted from the page cache; bytes that each rank reads from storage on import are printed
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
 
     def spiked(self: Stream, plan: Any, futures: Any) -> Any:
         batch = assemble(self, plan, futures)
-        first, last = job.get("spike_at", (0, 0))
-        if first <= plan.position < last:
+        if any(first <= plan.position < last for first, last in job.get("spike_at", [])):
             batch.target *= 30.0
         return batch
 
     def shortened(self: SampleIndex, positions: Any) -> Any:
-        first, last = job.get("leave_out", (0, 0))
-        return shuffled(self, positions + (last - first) * (positions >= first))
+        for first, last in job.get("leave_out", []):
+            positions = positions + (last - first) * (positions >= first)
+        return shuffled(self, positions)
 
     def counted(*arguments: Any) -> Any:
         if "count_reads" not in job:

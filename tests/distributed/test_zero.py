@@ -65,12 +65,12 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints/step-00000040/weights.safetensors")
 
 
-def test_a_spike_is_rolled_back_as_if_its_samples_had_never_been(config: Path) -> None:
-    """The 12th step's samples are spoilt; the truth is a run whose stream never held them."""
+def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path) -> None:
+    """Two spoilt steps between the same two checkpoints; the truth is a run whose stream never held their samples."""
     still = [*LENGTH, "model.dropout=0.0", "model.drop_path=0.0", "checkpoint.every=5", "steps=20",
              "schedule.warmup_steps=0"]  # fmt: skip
     policy = "spikes={policy: roll_back, factor: 4.0}"
-    bad = [88, 96]
+    bad = [[88, 96], [104, 112]]
     jobs = []
     for zero in ("1", "3"):
         jobs += [
@@ -82,15 +82,16 @@ def test_a_spike_is_rolled_back_as_if_its_samples_had_never_been(config: Path) -
     said = train_several(config, jobs).stderr
     for zero in ("1", "3"):
         assert losses(config.parent / f"rolled{zero}") == losses(config.parent / f"clean{zero}")
-    assert said.count("stepping over samples 88 to 96") == 2
+    for first, last in bad:
+        assert said.count(f"stepping over samples {first} to {last}") == 2
     rows = [json.loads(line) for line in (config.parent / "skipped/bad_samples.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows} == {12}
-    assert len(rows) == 8
+    assert {row["step"] for row in rows} == {12, 14}
+    assert len(rows) == 16
     assert rows[0]["reason"].startswith("loss ")
-    assert len(losses(config.parent / "skipped")) == 19
+    assert len(losses(config.parent / "skipped")) == 18
     remembered = json.loads((config.parent / "rolled1/checkpoints/latest/manifest.json").read_text())
-    assert remembered["stepped_over"] == [bad]
-    assert remembered["samples_seen"] == 21 * 8
+    assert remembered["stepped_over"] == bad
+    assert remembered["samples_seen"] == 22 * 8
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
