@@ -42,7 +42,7 @@ def test_two_then_four_then_one_then_three_ranks_are_one_run(config: Path, zero:
 def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
     run = config.parent / "stages"
     finish(train(config, f"run_dir={run}", "steps=4", zero="1"))
-    done = train(config, f"run_dir={run}", "steps=8", zero="3")
+    done = train(config, f"run_dir={run}", "steps=8", zero="3", launcher="deepspeed")
     assert done.returncode != 0
     assert "only 1 and 2 interchange" in done.stderr
     assert "Traceback" not in done.stderr

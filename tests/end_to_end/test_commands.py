@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         schedule={"warmup_steps": 5, "decay_steps": 40},
         model={"grid": [16, 32], "width": 32, "depth": 2, "heads": 4, "dropout": 0.0, "init_std": 0.1},
     )  # fmt: skip
-    done = train(config)
+    done = train(config, launcher="deepspeed")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 40/40  loss" in done.stderr
     assert "ETA" in done.stderr

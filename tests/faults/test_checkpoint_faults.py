@@ -141,7 +141,7 @@ def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path) -> None:
 
 def test_f27_resume_with_another_batch_or_rate_is_refused(config: Path, finished: Path) -> None:
     """Batch, accumulation and rates differed silently from the run being resumed."""
-    done = train(config, f"run_dir={finished}", "optimizer.lr=1e-3", "batch.micro=4", "steps=50")
+    done = train(config, f"run_dir={finished}", "optimizer.lr=1e-3", "batch.micro=4", "steps=50", launcher="deepspeed")
     assert done.returncode != 0
     assert "optimizer.lr: 0.002 then, 0.001 now" in done.stderr
     assert "batch.micro: 2 then, 4 now" in done.stderr
