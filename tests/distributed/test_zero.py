@@ -94,10 +94,12 @@ def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path)
     assert remembered["samples_seen"] == 22 * 8
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_sigterm_saves_and_a_second_start_finishes_the_same_run(config: Path, runs: Path, launcher: str) -> None:
-    """To one rank under torchrun; to the deepspeed launcher itself, which tells all ranks and kills them 30 s later."""
-    run = config.parent / f"stopped-{launcher}"
+@pytest.mark.parametrize(("launcher", "wish"), [("torchrun", "USR1"), ("torchrun", "STOP"), ("deepspeed", "TERM")])
+def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
+    config: Path, runs: Path, launcher: str, wish: str
+) -> None:
+    """SIGUSR1 to one rank; a file STOP; SIGTERM to the deepspeed launcher, which tells all ranks and kills them 30 s later."""
+    run = config.parent / f"stopped-{wish}"
     start = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
              "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]}  # fmt: skip
     command = [*start[launcher], "trainer/train.py", *arguments(config, f"run_dir={run}", *LENGTH, "steps=3000", zero="1")]
@@ -108,9 +110,11 @@ def test_sigterm_saves_and_a_second_start_finishes_the_same_run(config: Path, ru
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
-    if launcher == "torchrun":
+    if wish == "USR1":
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        subprocess.run(["kill", f"-{signal.SIGTERM.value}", children[1]], check=True)
+        subprocess.run(["kill", f"-{signal.SIGUSR1.value}", children[1]], check=True)
+    elif wish == "STOP":
+        (run / "STOP").touch()
     else:
         process.terminate()
     _, errors = process.communicate(timeout=120)
