@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -98,7 +97,7 @@ def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path)
 def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
     config: Path, runs: Path, launcher: str, wish: str
 ) -> None:
-    """SIGUSR1 to one rank; a file STOP; SIGTERM to the deepspeed launcher, which tells all ranks and kills them 30 s later."""
+    """SIGUSR1 to one rank; a file STOP; SIGTERM to deepspeed's launcher of a host, which kills the ranks 30 s later."""
     run = config.parent / f"stopped-{wish}"
     start = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
              "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]}  # fmt: skip
@@ -110,13 +109,11 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
-    if wish == "USR1":
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        subprocess.run(["kill", f"-{signal.SIGUSR1.value}", children[1]], check=True)
-    elif wish == "STOP":
+    if wish == "STOP":
         (run / "STOP").touch()
-    else:
-        process.terminate()
+    else:  # a rank of torchrun's; of `deepspeed`, the one child that starts the ranks
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        subprocess.run(["kill", f"-{wish}", children[-1]], check=True)
     _, errors = process.communicate(timeout=120)
     assert "stopped at step" in errors, errors[-3000:]
     stopped_at = json.loads(sorted((run / "checkpoints").glob("step-*/manifest.json"))[-1].read_text())["step"]

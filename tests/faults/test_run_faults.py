@@ -79,11 +79,11 @@ def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(config: 
     done = train(config, *changes, zero=zero)
     assert done.returncode != 0
     assert "skipped on all ranks, gradient not finite; samples: 2015-01-" in done.stderr
-    assert "3 steps in a row were not finite" in done.stderr
+    assert "3 steps in a row were skipped" in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert len({row["step"] for row in rows}) == 3
-    assert {"step", "time", "lead_hours", "finite"} == rows[0].keys()
+    assert {"step", "reason", "time", "lead_hours", "finite"} == rows[0].keys()
     assert all(np.isfinite(losses(tmp_path / "run")))
 
 
