@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from data import DataError, legacy_scan, variables, wind_scan
-from data.store import DYNAMIC_GROUPS, open_store, verify
+from data import DataError, legacy_scan, prepare, quicklook, sources, variables, wind_scan
+from data.store import DYNAMIC_GROUPS, Store, open_store, verify
 from data.synthesize import Recipe, synthesize
 
 console = Console(width=max(110, Console().width))
@@ -37,6 +36,81 @@ def synthesize_command(argv: list[str]) -> None:
                     a.shard_hours)  # fmt: skip
     fingerprint = synthesize(a.store, recipe)
     console.print(f"wrote {a.store}: {a.days} days on {a.grid[0]} x {a.grid[1]} cells, fingerprint {fingerprint[:12]}")
+
+
+def prepare_command(argv: list[str]) -> None:
+    """turn the NetCDF files of a reanalysis into a store: regridded, in parallel, restartable"""
+    parser = _parser(
+        "prepare",
+        prepare_command,
+        """python -m data prepare caqra datasets/china.zarr raw/*.nc --workers 8 \\
+    --lat 17.2 54.8 --lon 73.1 135.9 --grid 128 256 --elevation etopo.nc:z --population gpw.nc --land-mask land.nc \\
+    --train 2013-01-01 2016-12-31 --validation 2017-01-01 2017-12-31 --test 2018-01-01 2018-12-31
+  mpirun -n 64 python -m data prepare caqra ...          all ranks share the work
+  python -m data prepare caqra ... --stage begin         then, in an array task: --stage load --part 3 64
+  python -m data prepare caqra ... --stage finish        when all tasks are done
+
+Interrupt it anywhere and run it again: what is done is verified and kept.""",
+    )
+    parser.add_argument("source", choices=[*sources.SOURCES, "generic"])
+    parser.add_argument("store", type=Path, help="directory of the new store")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="NetCDF files, in any order")
+    parser.add_argument("--map", type=Path, help="YAML of a generic source:  pm25: {name: PM2.5, units: ug/m3}")
+    parser.add_argument("--lat", type=float, nargs=2, required=True, metavar=("SOUTH", "NORTH"), help="borders, degrees")
+    parser.add_argument("--lon", type=float, nargs=2, required=True, metavar=("WEST", "EAST"))
+    parser.add_argument("--grid", type=int, nargs=2, default=[128, 256], metavar=("ROWS", "COLS"))
+    parser.add_argument(
+        "--method", choices=["bilinear", "conservative"], help="default: conservative where the target is coarser"
+    )
+    for split in ("train", "validation", "test"):
+        parser.add_argument(f"--{split}", nargs=2, required=split == "train", metavar=("FIRST", "LAST"), help="days, inclusive")
+    for name in ("elevation", "population", "land-mask"):
+        parser.add_argument(f"--{name}", required=True, metavar="FILE[:VARIABLE]", help="NetCDF; m, km-2, and 0 to 1")
+    parser.add_argument(
+        "--domain", help="where the forecast is scored: .npy, NetCDF, or GeoJSON polygons (default: everywhere)"
+    )
+    parser.add_argument("--shard-hours", type=int, default=prepare.Plan.shard_hours)
+    parser.add_argument("--wind-scan", type=Path, metavar="OUT", help="compute the wind-scan cache in the same pass")
+    parser.add_argument("--regions", type=int, nargs=2, default=[32, 32], metavar=("ROWS", "COLS"), help="of the wind scan")
+    parser.add_argument("--patch", type=int, default=prepare.Scan.patch, help="of the wind scan, pixels")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--stage", choices=["begin", "load", "finish"], help="only this stage, for a scheduler's array tasks")
+    parser.add_argument("--part", type=int, nargs=2, default=[0, 1], metavar=("I", "N"), help="of --stage load: 0 <= I < N")
+    a = parser.parse_args(argv)
+    if (a.map is None) == (a.source == "generic"):
+        raise DataError("--map belongs to the source `generic`, which needs it.")
+    if not 0 <= a.part[0] < a.part[1] or (a.part != [0, 1] and a.stage != "load"):
+        raise DataError("--part I N needs --stage load and 0 <= I < N.")
+    scan = prepare.Scan(a.wind_scan, a.patch, tuple(a.regions)) if a.wind_scan else None
+    plan = prepare.Plan(
+        source=a.source, fields=sources.read_map(a.map) if a.map else sources.SOURCES[a.source], files=sorted(a.files),
+        lat=(min(a.lat), max(a.lat)), lon=tuple(a.lon), grid=tuple(a.grid),
+        splits={s: tuple(days) for s in ("train", "validation", "test") if (days := getattr(a, s))},
+        elevation=a.elevation, population=a.population, land_mask=a.land_mask, domain=a.domain, method=a.method,
+        shard_hours=a.shard_hours, scan=scan,
+    )  # fmt: skip
+    if a.stage == "begin":
+        prepare.begin(a.store, plan)
+    elif a.stage == "load":
+        prepare.load(a.store, prepare.remaining(a.store, *a.part), a.workers)
+    elif a.stage == "finish":
+        prepare.finish(a.store)
+    else:
+        prepare.prepare(a.store, plan, a.workers)
+    if a.stage in (None, "finish") and prepare.is_first_rank():
+        store = open_store(a.store)
+        _show_years(store)
+        console.print(f"wrote {a.store}, fingerprint {store.fingerprint[:12]}; look at {quicklook.draw(store)}")
+
+
+def _show_years(store: Store) -> None:
+    table = Table("year", "hours", "gaps", "variable", "missing %", "least", "greatest", title="summary of years")
+    for year, about in store.years.items():
+        for name, entry in about["variables"].items():
+            ends = ["-", "-"] if entry["range"] is None else [f"{x:.5g}" for x in entry["range"]]
+            table.add_row(year, str(about["hours"]), str(about["gaps"][variables.GROUP_OF[name]]), name,
+                          f"{100 * entry['missing']:.3f}", *ends)  # fmt: skip
+    console.print(table)
 
 
 def wind_scan_command(argv: list[str]) -> None:
@@ -130,9 +204,7 @@ def inspect_command(argv: list[str]) -> None:
         table.add_row(name, variables.BY_NAME[name].units, *(f"{s[k]:.5g}" for k in ("mean", "std", "min", "max")),
                       f"{100 * missing.get(name, 0.0):.3f}")  # fmt: skip
     console.print(table)
-    for group in DYNAMIC_GROUPS:
-        gaps = np.flatnonzero((store.missing[group] >= 1.0).all(1))
-        console.print(f"{group}: {len(gaps)} of {len(store.times)} hours wholly missing")
+    _show_years(store)
 
 
 def verify_command(argv: list[str]) -> None:
@@ -151,6 +223,7 @@ SCAN_ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare_scans_command,
 }
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "prepare": prepare_command,
     "synthesize": synthesize_command,
     "wind-scan": wind_scan_command,
     "inspect": inspect_command,

@@ -8,13 +8,16 @@ Layout of STORE (dimension names and CF attributes make `xarray.open_zarr` show 
   time, lat, lon, *_variable, *_units             coordinates
 Inner chunks hold one time step, shards `shard_hours` of them, so six years are a few hundred files.
 Root attributes: format, splits, statistics (training split only), provenance, content hash, fingerprint.
-A store is written under `STORE.partial` and renamed by `finalise`: what opens is whole.
+A store is written under `STORE.partial`, with what is known of its shards under `STORE.parts`, and renamed by `finalise`:
+what opens is whole. docs/data.md is the specification.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,11 @@ import numpy as np
 import tensorstore
 import zarr
 
-from data import DataError, variables
+from data import DataError, statistics, variables
 
 FORMAT = 1
 DYNAMIC_GROUPS = ("weather", "chemistry")
+EMPTY = hashlib.sha256().hexdigest()
 EPOCH = np.datetime64("1970-01-01T00", "h")
 
 
@@ -41,7 +45,8 @@ class Store:
     lon: np.ndarray  # (W,) degrees east
     static: dict[str, np.ndarray]  # name -> (H, W) float32, units of variables.py
     missing: dict[str, np.ndarray]  # group -> (T, V) share of missing cells
-    statistics: dict[str, dict[str, float]]  # name -> mean, std, min, max, count
+    statistics: dict[str, dict[str, float]]  # name -> mean, std, min, max, count, ... (statistics.py)
+    years: dict[str, Any]  # year -> hours, gaps, missing shares and ranges
     splits: dict[str, tuple[int, int]]  # name -> [first, last) time index
     shard_hours: int
     provenance: dict[str, Any]
@@ -59,6 +64,11 @@ class Store:
 
 def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
+
+
+def parts_path(path: Path) -> Path:
+    """The directory beside an unfinished store that holds the done-marks of its shards."""
+    return path.with_name(path.name + ".parts")
 
 
 def create(
@@ -94,10 +104,11 @@ def create(
         raise DataError(f"{path}: static fields must be {expected}, got {sorted(static)}.")
     shape = (len(lat), len(lon))
     for name, field in static.items():
-        _check_range(name, field, where=str(path))
+        _check_range(name, float(np.nanmin(field)), float(np.nanmax(field)), where=str(path))
         if field.shape != shape or not np.isfinite(field).all():
             raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
 
+    shutil.rmtree(parts_path(path), ignore_errors=True)
     root = zarr.open_group(partial_path(path), mode="w", zarr_format=3)
     _coordinate(
         root,
@@ -143,7 +154,7 @@ def create(
         "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
         "missing_values": "NaN; inputs are filled with the training mean, targets get zero weight",
     })  # fmt: skip
-    (partial_path(path) / "done").mkdir(exist_ok=True)
+    parts_path(path).mkdir()
 
 
 def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
@@ -162,25 +173,34 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
     expected = min(shard_hours, array.shape[0] - start)
     if start % shard_hours or len(block) != expected:
         raise DataError(f"{path}/{group}: a block must be one whole shard ({expected} hours at {start}).")
-    for channel, variable in enumerate(variables.GROUPS[group]):
-        _check_range(variable.name, block[:, channel], where=f"{path} hours {start}..{start + len(block) - 1}")
+    members = variables.GROUPS[group]
+    low, high = _extremes(block)
+    for channel, variable in enumerate(members):
+        where = f"{path} hours {start}..{start + len(block) - 1}"
+        if not np.isnan(low[:, channel]).all():
+            _check_range(variable.name, float(np.nanmin(low[:, channel])), float(np.nanmax(high[:, channel])), where)
     array[start : start + len(block)] = block
 
     train = _split_indices(root)["train"]
-    inside = block[max(0, train[0] - start) : max(0, train[1] - start)].astype("f8")
-    counted = np.isfinite(inside)
-    count = counted.sum((0, 2, 3))
-    mean = np.divide(np.nansum(inside, (0, 2, 3)), count, where=count > 0, out=np.zeros(len(count)))
-    deviation = np.where(counted, inside - mean[:, None, None], 0.0)
+    inside = block[max(0, train[0] - start) : max(0, train[1] - start)]
     shard = start // shard_hours
     mark = {
-        "sha256": hashlib.sha256(_shard_file(path, group, shard).read_bytes()).hexdigest(),
-        "count": count.tolist(), "mean": mean.tolist(), "m2": (deviation**2).sum((0, 2, 3)).tolist(),
-        "min": np.where(counted, inside, np.inf).min((0, 2, 3), initial=np.inf).tolist(),
-        "max": np.where(counted, inside, -np.inf).max((0, 2, 3), initial=-np.inf).tolist(),
-        "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
+        "sha256": _sha256(_shard_file(path, group, shard)),
+        "statistics": [statistics.measure(inside[:, channel], variable) for channel, variable in enumerate(members)],
+        "low": low.tolist(), "high": high.tolist(), "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
     }  # fmt: skip
-    _done_mark(path, group, shard).write_text(json.dumps(mark))
+    being_written = _done_mark(path, group, shard).with_suffix(f".{os.getpid()}")
+    being_written.write_text(json.dumps(mark))
+    being_written.rename(_done_mark(path, group, shard))
+
+
+def is_written(path: Path, group: str, shard: int) -> bool:
+    """Whether a shard of an unfinished store is done and still what was written."""
+    mark, file = _done_mark(path, group, shard), _shard_file(path, group, shard)
+    if not mark.exists():
+        return False
+    expected = json.loads(mark.read_text())["sha256"]
+    return bool(expected == _sha256(file))
 
 
 def finalise(path: Path) -> str:
@@ -195,8 +215,9 @@ def finalise(path: Path) -> str:
     partial = partial_path(path)
     root = zarr.open_group(partial, mode="r+")
     shard_hours = int(_attributes(root)["shard_hours"])
-    statistics: dict[str, dict[str, float]] = {}
+    fitted: dict[str, dict[str, float]] = {}
     hashes: dict[str, str] = {}
+    years: dict[str, dict[str, Any]] = {}
     for group in DYNAMIC_GROUPS:
         array = root[group]
         assert isinstance(array, zarr.Array)
@@ -206,28 +227,31 @@ def finalise(path: Path) -> str:
             raise DataError(f"{path}: shards {absent[:8]} of '{group}' were never written ({len(absent)} in all).")
         marks = [json.loads(_done_mark(path, group, i).read_text()) for i in range(shards)]
         hashes |= {f"{group}/{i}": mark["sha256"] for i, mark in enumerate(marks)}
-        statistics |= _merge_moments(group, marks)
+        for channel, variable in enumerate(variables.GROUPS[group]):
+            fitted[variable.name] = statistics.merge([mark["statistics"][channel] for mark in marks], variable)
         missing = np.array([step for mark in marks for step in mark["missing"]], "f4")
         _coordinate(root, f"{group}_missing", missing, ("time", f"{group}_variable"),
                     long_name="share of missing cells", units="1")  # fmt: skip
+        _summarise_years(years, root, group, marks, missing)
     for name, field in zip(variables.names("static"), np.asarray(root["static"], "f8"), strict=True):
-        statistics[name] = {"mean": field.mean(), "std": field.std(), "min": field.min(), "max": field.max(),
+        fitted[name] = {"mean": field.mean(), "std": field.std(), "min": field.min(), "max": field.max(),
                             "count": field.size}  # fmt: skip
-    for name, numbers in statistics.items():
+    for name, numbers in fitted.items():
         if not numbers["count"]:
             raise DataError(f"{path}: '{name}' has no valid value in the training split; statistics cannot be fitted.")
-    root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in statistics.items()}
+    root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in fitted.items()}
+    root.attrs["years"] = years
     root.attrs["content"] = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     fingerprint = _fingerprint(root)
     root.attrs["fingerprint"] = fingerprint
-    for mark in (partial / "done").iterdir():
-        mark.unlink()
-    (partial / "done").rmdir()
+    for remnant in partial.rglob("*.partial"):  # of writers that were killed
+        remnant.unlink()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(partial)
     (partial / "shards.json").write_text(json.dumps(hashes, indent=0))
     partial.rename(path)
+    shutil.rmtree(parts_path(path))
     return fingerprint
 
 
@@ -260,8 +284,8 @@ def open_store(path: str | Path) -> Store:
         path=path, times=times, lat=np.asarray(root["lat"]), lon=np.asarray(root["lon"]),
         static=dict(zip(variables.names("static"), static, strict=True)),
         missing={group: np.asarray(root[f"{group}_missing"]) for group in DYNAMIC_GROUPS},
-        statistics=attrs["statistics"], splits=_split_indices(root), shard_hours=attrs["shard_hours"],
-        provenance=attrs["provenance"], fingerprint=attrs["fingerprint"],
+        statistics=attrs["statistics"], years=attrs.get("years", {}), splits=_split_indices(root),
+        shard_hours=attrs["shard_hours"], provenance=attrs["provenance"], fingerprint=attrs["fingerprint"],
     )  # fmt: skip
 
 
@@ -273,7 +297,7 @@ def verify(store: Store) -> list[str]:
         first = int(shard) * store.shard_hours
         last = min(first + store.shard_hours, len(store.times)) - 1
         file = store.path / _shard_name(group, int(shard))
-        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        if _sha256(file) != expected:
             wrong.append(f"{group} from {store.times[first]} to {store.times[last]} ({file}) is not what was written")
     return wrong
 
@@ -297,17 +321,43 @@ def _coordinate(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str
     array.attrs.update(attrs)
 
 
-def _check_range(name: str, values: np.ndarray, where: str) -> None:
+def _extremes(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value of every hour and variable of (T, V, H, W), NaN where there is none."""
+    low, high = block.min((2, 3)), block.max((2, 3))
+    for hour, channel in np.argwhere(np.isnan(low)):
+        field = block[hour, channel]
+        valid = field[~np.isnan(field)]
+        if valid.size:
+            low[hour, channel], high[hour, channel] = valid.min(), valid.max()
+    return low, high
+
+
+def _check_range(name: str, low: float, high: float, where: str) -> None:
     variable = variables.BY_NAME[name]
-    if np.isinf(values).any():
+    if np.isinf(low) or np.isinf(high):
         raise DataError(f"{where}: '{name}' holds infinities. Missing values are NaN.")
-    if values.size and np.isfinite(values).any():
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        if low < variable.valid_min or high > variable.valid_max:
-            raise DataError(
-                f"{where}: '{name}' spans {low:.6g} .. {high:.6g}, possible is {variable.valid_min:g} .. "
-                f"{variable.valid_max:g} {variable.units}. Check the unit of the source."
-            )
+    if low < variable.valid_min or high > variable.valid_max:
+        raise DataError(
+            f"{where}: '{name}' spans {low:.6g} .. {high:.6g}, possible is {variable.valid_min:g} .. "
+            f"{variable.valid_max:g} {variable.units}. Check the unit of the source, or whether it has a fill value that its "
+            "files do not declare."
+        )
+
+
+def _summarise_years(
+    years: dict[str, Any], root: zarr.Group, group: str, marks: list[dict[str, Any]], missing: np.ndarray
+) -> None:
+    """Of every calendar year: hours, wholly missing hours, and missing share and range of every variable of `group`."""
+    low, high = (np.array([hour for mark in marks for hour in mark[key]], "f8") for key in ("low", "high"))
+    year_of = (EPOCH + np.asarray(root["time"]).astype("timedelta64[h]")).astype("datetime64[Y]")
+    for year in np.unique(year_of):
+        mine = year_of == year
+        entry = years.setdefault(str(year), {"hours": int(mine.sum()), "gaps": {}, "variables": {}})
+        entry["gaps"][group] = int((missing[mine] >= 1.0).all(1).sum())
+        for channel, name in enumerate(variables.names(group)):
+            valid = np.isfinite(low[mine, channel])
+            ends = [float(low[mine, channel][valid].min()), float(high[mine, channel][valid].max())] if valid.any() else None
+            entry["variables"][name] = {"missing": float(missing[mine, channel].mean()), "range": ends}
 
 
 def _split_indices(root: zarr.Group) -> dict[str, tuple[int, int]]:
@@ -316,27 +366,6 @@ def _split_indices(root: zarr.Group) -> dict[str, tuple[int, int]]:
     bounds = {name: [int((np.datetime64(t, "h") - first) // hour) for t in ends]
               for name, ends in _attributes(root)["splits"].items()}  # fmt: skip
     return {name: (a, b + 1) for name, (a, b) in bounds.items()}
-
-
-def _merge_moments(group: str, marks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Chan's parallel update of mean and second moment over all shards, a variable at a time."""
-    merged = {}
-    for channel, name in enumerate(variables.names(group)):
-        count, mean, m2 = 0.0, 0.0, 0.0
-        for mark in marks:
-            n, mu, s = mark["count"][channel], mark["mean"][channel], mark["m2"][channel]
-            if n:
-                delta, total = mu - mean, count + n
-                mean += delta * n / total
-                m2 += s + delta**2 * count * n / total
-                count = total
-        if count and m2 == 0.0:
-            raise DataError(f"'{name}' is constant ({mean:g}) over the training split; it cannot be normalised.")
-        merged[name] = {
-            "mean": mean, "std": float(np.sqrt(m2 / count)) if count else 0.0, "count": count,
-            "min": min(mark["min"][channel] for mark in marks), "max": max(mark["max"][channel] for mark in marks),
-        }  # fmt: skip
-    return merged
 
 
 def _attributes(root: zarr.Group) -> dict[str, Any]:
@@ -362,4 +391,12 @@ def _shard_name(group: str, shard: int) -> Path:
 
 
 def _done_mark(path: Path, group: str, shard: int) -> Path:
-    return partial_path(path) / "done" / f"{group}-{shard}.json"
+    return parts_path(path) / f"{group}-{shard}.json"
+
+
+def _sha256(file: Path) -> str:
+    """Of a shard; one whose hours are all missing is no file."""
+    if not file.exists():
+        return EMPTY
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

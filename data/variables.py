@@ -1,4 +1,4 @@
-"""The only list of variables in the project: names, units, groups and physically possible ranges."""
+"""The only list of variables in the project: names, units, groups, possible and usual ranges."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class Variable:
     standard_name: str
     valid_min: float
     valid_max: float
+    typical: tuple[float, float] | None = None  # where the median of many cells and hours lies; another unit does not
 
 
-def _pollutant(name: str, long_name: str, standard_name: str, valid_max: float) -> Variable:
-    return Variable(name, "ug m-3", long_name, f"mass_concentration_of_{standard_name}_in_air", 0.0, valid_max)
+def _pollutant(name: str, long_name: str, standard_name: str, valid_max: float, typical: tuple[float, float]) -> Variable:
+    standard_name = f"mass_concentration_of_{standard_name}_in_air"
+    return Variable(name, "ug m-3", long_name, standard_name, 0.0, valid_max, typical)
 
 
 # One array a group: fields that are always read together share a chunk (weather at t; chemistry at t and t+h).
@@ -27,17 +29,17 @@ GROUPS: dict[str, tuple[Variable, ...]] = {
     "weather": (
         Variable("u", "m s-1", "eastward wind", "eastward_wind", -120.0, 120.0),
         Variable("v", "m s-1", "northward wind", "northward_wind", -120.0, 120.0),
-        Variable("temp", "K", "air temperature", "air_temperature", 180.0, 340.0),
-        Variable("rh", "%", "relative humidity", "relative_humidity", 0.0, 110.0),
-        Variable("psfc", "Pa", "surface pressure", "surface_air_pressure", 40_000.0, 110_000.0),
+        Variable("temp", "K", "air temperature", "air_temperature", 180.0, 340.0, (220.0, 320.0)),
+        Variable("rh", "%", "relative humidity", "relative_humidity", 0.0, 110.0, (3.0, 100.0)),
+        Variable("psfc", "Pa", "surface pressure", "surface_air_pressure", 40_000.0, 110_000.0, (50_000.0, 105_000.0)),
     ),
     "chemistry": (
-        _pollutant("pm25", "fine particulate matter", "pm2p5_ambient_aerosol_particles", 5_000.0),
-        _pollutant("pm10", "particulate matter under 10 um", "pm10_ambient_aerosol_particles", 20_000.0),
-        _pollutant("so2", "sulphur dioxide", "sulfur_dioxide", 5_000.0),
-        _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2_000.0),
-        _pollutant("co", "carbon monoxide", "carbon_monoxide", 50_000.0),
-        _pollutant("o3", "ozone", "ozone", 1_500.0),
+        _pollutant("pm25", "fine particulate matter", "pm2p5_ambient_aerosol_particles", 5_000.0, (0.5, 800.0)),
+        _pollutant("pm10", "particulate matter under 10 um", "pm10_ambient_aerosol_particles", 20_000.0, (0.5, 2_000.0)),
+        _pollutant("so2", "sulphur dioxide", "sulfur_dioxide", 5_000.0, (0.02, 500.0)),
+        _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2_000.0, (0.02, 400.0)),
+        _pollutant("co", "carbon monoxide", "carbon_monoxide", 50_000.0, (15.0, 8_000.0)),
+        _pollutant("o3", "ozone", "ozone", 1_500.0, (2.0, 400.0)),
     ),
     "static": (
         Variable("lat2d", "degrees_north", "latitude", "latitude", -90.0, 90.0),

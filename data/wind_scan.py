@@ -155,12 +155,13 @@ def sector_codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors
 
 def build(
     store: Store, path: Path, *, patch: int, regions: tuple[int, int], sectors: int,
-    orders: dict[str, np.ndarray] | None = None,
+    orders: dict[str, np.ndarray] | None = None, codes: np.ndarray | None = None,
 ) -> ScanCache:  # fmt: skip
     """Compute orders and the sectors of every hour of `store`, and write the cache at `path`, replacing an older one.
 
     Args:
         orders: imported tables to use instead: "global_orders" (S, N) and "regional_orders" (S, P).
+        codes: (T, 1 + regions) sectors of every hour, where whoever wrote the store has computed them already.
     """
     geometry = geometry_of(store, patch, regions, sectors)
     if path.exists() and not (path / "manifest.json").exists():
@@ -170,12 +171,8 @@ def build(
             "global_orders": order_along_wind(*geometry.patches, geometry),
             "regional_orders": order_along_wind(*geometry.region_patches, geometry),
         }
-    reader, step = open_reader(store, "weather"), store.shard_hours
-    u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
-    codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
-    for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
-        block = reader[start : min(start + step, len(codes))].read().result()
-        codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
+    if codes is None:
+        codes = _sectors_of(store, regions, sectors)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -242,6 +239,16 @@ def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:
     for table in (global_orders, regional_orders):
         digest.update(json.dumps(table.shape).encode() + np.ascontiguousarray(table, "<i4").tobytes())
     return digest.hexdigest()
+
+
+def _sectors_of(store: Store, regions: tuple[int, int], sectors: int) -> np.ndarray:
+    reader, step = open_reader(store, "weather"), store.shard_hours
+    u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
+    codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
+    for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
+        block = reader[start : min(start + step, len(codes))].read().result()
+        codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
+    return codes
 
 
 def _codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors: int) -> np.ndarray:

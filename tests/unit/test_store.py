@@ -125,7 +125,7 @@ def test_unfinished_store_does_not_open_and_names_what_is_absent(tmp_path: Path)
     path = tmp_path / "s.zarr"
     weather, chemistry = small_fields()
     write_small(path, weather, chemistry)
-    (store.partial_path(path) / "done" / "weather-1.json").unlink()
+    (store.parts_path(path) / "weather-1.json").unlink()
     with pytest.raises(DataError, match="unfinished"):
         open_store(path)
     with pytest.raises(DataError, match=r"shards \[1\] of 'weather'"):

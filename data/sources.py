@@ -1,0 +1,399 @@
+"""Where reanalyses come from: the spellings and units of their NetCDF files, turned into the variables of this project.
+
+CAQRA: Kong et al. (2021), Earth Syst. Sci. Data 13, 529. CAMS: Inness et al. (2019), Atmos. Chem. Phys. 19, 3515 (EAC4).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import cf_xarray  # noqa: F401 - gives datasets their .cf
+import numpy as np
+import xarray as xr
+import yaml
+
+from data import DataError, variables
+from data.regrid import Grid
+
+GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
+KELVIN = 273.15
+MIXING_RATIO = "kg kg-1"
+# (factor, offset) to the units of variables.py.
+CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
+    "ug m-3": {"ug m-3": (1.0, 0.0), "mg m-3": (1e3, 0.0), "kg m-3": (1e9, 0.0), "g m-3": (1e6, 0.0)},
+    "m s-1": {"m s-1": (1.0, 0.0)},
+    "K": {"k": (1.0, 0.0), "degc": (1.0, KELVIN)},
+    "%": {"%": (1.0, 0.0), "1": (100.0, 0.0)},
+    "Pa": {"pa": (1.0, 0.0), "hpa": (100.0, 0.0), "kpa": (1000.0, 0.0)},
+}
+SYNONYMS = {"percent": "%", "c": "degc", "celsius": "degc", "degree_celsius": "degc", "degrees_celsius": "degc", "kelvin": "k",
+            "mbar": "hpa", "millibars": "hpa", "fraction": "1", "(0-1)": "1", "0-1": "1", "microgram": "ug",
+            "micrograms": "ug"}  # fmt: skip
+DEW_POINT = "dew_point"  # read where a source has no relative humidity
+
+
+@dataclass(frozen=True)
+class Named:
+    """How a source's files call one field, and its unit where they state none."""
+
+    spellings: tuple[str, ...]
+    units: str
+
+
+def _concentration(*spellings: str, units: str = "ug m-3") -> Named:
+    return Named(spellings, units)
+
+
+SOURCES: dict[str, dict[str, Named]] = {
+    "caqra": {
+        "u": Named(("u", "u10", "U10", "uwind", "UWIND"), "m s-1"),
+        "v": Named(("v", "v10", "V10", "vwind", "VWIND"), "m s-1"),
+        "temp": Named(("temp", "t2", "T2", "t2m", "TEMP", "temperature"), "K"),
+        "rh": Named(("rh", "RH", "rh2", "RH2", "relative_humidity"), "%"),
+        "psfc": Named(("psfc", "PSFC", "ps", "sp", "surface_pressure"), "Pa"),
+        "pm25": _concentration("pm2_5", "pm25", "PM25", "PM2_5", "PM2.5", "pm2p5"),
+        "pm10": _concentration("pm10", "PM10"),
+        "so2": _concentration("so2", "SO2"),
+        "no2": _concentration("no2", "NO2"),
+        "co": _concentration("co", "CO", units="mg m-3"),
+        "o3": _concentration("o3", "O3"),
+    },
+    "cams": {
+        "u": Named(("u10", "10u"), "m s-1"),
+        "v": Named(("v10", "10v"), "m s-1"),
+        "temp": Named(("t2m", "2t"), "K"),
+        DEW_POINT: Named(("d2m", "2d"), "K"),
+        "psfc": Named(("sp",), "Pa"),
+        "pm25": _concentration("pm2p5", units="kg m-3"),
+        "pm10": _concentration("pm10", units="kg m-3"),
+        "so2": _concentration("so2", units=MIXING_RATIO),
+        "no2": _concentration("no2", units=MIXING_RATIO),
+        "co": _concentration("co", units=MIXING_RATIO),
+        "o3": _concentration("go3", "o3", units=MIXING_RATIO),
+    },
+}
+
+
+def read_map(path: Path) -> dict[str, Named]:
+    """The fields of a `generic` source from YAML: our name -> {name: file's name, units: where the file states none}.
+
+    Raises:
+        DataError: a name that is not ours, or a variable that nothing gives.
+    """
+    tree = yaml.safe_load(path.read_text())
+    if not isinstance(tree, dict) or not all(isinstance(entry, dict) and "name" in entry for entry in tree.values()):
+        raise DataError(f"{path}: write one line a variable, as  pm25: {{name: PM2.5, units: ug/m3}}")
+    variables.require_known([name for name in tree if name != DEW_POINT])
+    absent = [name for name in needed() if name not in tree and not (name == "rh" and DEW_POINT in tree)]
+    if absent:
+        raise DataError(f"{path}: nothing is given for {', '.join(absent)}.")
+    own = {name: variables.BY_NAME[name].units for name in needed()} | {DEW_POINT: "K"}
+    return {name: Named((str(entry["name"]),), str(entry.get("units", own[name]))) for name, entry in tree.items()}
+
+
+def needed() -> list[str]:
+    """The variables that a store reads from files hour by hour."""
+    return [*variables.names("weather"), *variables.names("chemistry")]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What files hold which hour: for every field, the hours, and the file and place of each."""
+
+    fields: dict[str, Named]
+    files: list[Path]
+    grid: Grid
+    hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
+    file_of: dict[str, np.ndarray]  # field -> (n,) index into files
+    place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
+
+    @cached_property
+    def span(self) -> tuple[np.datetime64, np.datetime64]:
+        """First and last hour of any field."""
+        return min(h[0] for h in self.hours.values()), max(h[-1] for h in self.hours.values())
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that `load` reads."""
+        about = {"fields": {name: [list(named.spellings), named.units] for name, named in self.fields.items()},
+                 "files": [str(file) for file in self.files]}  # fmt: skip
+        tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
+        np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
+
+    def _columns(self) -> dict[str, dict[str, np.ndarray]]:
+        return {"hours": self.hours, "file_of": self.file_of, "place_of": self.place_of}
+
+
+def load(path: Path) -> Catalogue:
+    """A catalogue that another process has saved."""
+    with np.load(path, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        fields = {name: Named(tuple(spellings), units) for name, (spellings, units) in about["fields"].items()}
+        columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
+        return Catalogue(fields, [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"]), *columns)
+
+
+def catalogue(fields: dict[str, Named], files: list[Path]) -> Catalogue:
+    """Look into every file's header: which fields, which hours, which grid.
+
+    Raises:
+        DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
+    """
+    grid: Grid | None = None
+    entries: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}
+    for number, path in enumerate(files):
+        with opened(path) as dataset:
+            present = {name: spelt for name, named in fields.items() if (spelt := spelling(dataset, named))}
+            if not present:
+                continue
+            hours = _hours(dataset, next(iter(present.values())), path)
+            here = _grid(dataset, next(iter(present.values())), path)
+            grid = grid or here
+            if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
+                raise DataError(f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {files[0]}: prepare each "
+                                "grid on its own.")  # fmt: skip
+            for name in present:
+                entries[name] += [(hour, number, place) for place, hour in enumerate(hours)]
+    absent = [name for name, found in entries.items() if not found]
+    if absent or grid is None:
+        wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
+        raise DataError(f"none of the {len(files)} files holds: {wanted}. Add the files that do, or map the names your files "
+                        "use with `generic --map`.")  # fmt: skip
+    columns: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, found in entries.items():
+        found.sort()
+        for (hour, first, _), (again, second, _) in zip(found, found[1:], strict=False):
+            if hour == again:
+                where = f"twice in {files[first]}" if first == second else f"in {files[first]} and in {files[second]}"
+                raise DataError(f"'{name}' at {hour} is {where}: remove one of the two.")
+        columns[name] = tuple(np.array(column) for column in zip(*found, strict=True))
+    return Catalogue(fields, files, grid, *({name: column[i] for name, column in columns.items()} for i in range(3)))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[xr.Dataset]:
+    """A NetCDF file as xarray shows it, fill values and packing decoded, times raw.
+
+    Raises:
+        DataError: it is not NetCDF, or truncated, when it is opened or while it is read.
+    """
+    try:
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False, cache=False) as dataset:
+            yield dataset
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
+
+
+def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:
+    """A field without time and its grid; of a regular one only what lies within a cell or two of `around`."""
+    grid = _grid(dataset, name, path)
+    array = dataset[name].squeeze().transpose(*_horizontal(dataset, name, path))
+    if grid.lat.ndim == 1:
+        middle, margin = float(around.lon.mean()), 2.0
+        lon = middle + (grid.lon - middle + 180.0) % 360.0 - 180.0
+        rows = np.flatnonzero((grid.lat >= around.lat.min() - margin) & (grid.lat <= around.lat.max() + margin))
+        columns = np.flatnonzero((lon >= around.lon.min() - margin) & (lon <= around.lon.max() + margin))
+        array = array[rows[0] : rows[-1] + 1] if rows.size else array[:0]
+        array, grid = array[:, columns], Grid(grid.lat[rows], grid.lon[columns])
+        if not array.size:
+            raise DataError(f"{path} does not cover the target.")
+    return grid, array.to_numpy()
+
+
+def spelling(dataset: xr.Dataset, named: Named) -> str | None:
+    """The name under which `dataset` holds a field, None if it does not."""
+    return next((name for name in named.spellings if name in dataset.data_vars), None)
+
+
+@dataclass
+class Reader:
+    """Reads hours of our variables on the source's grid; files stay open from one variable to the next."""
+
+    catalogue: Catalogue
+    first: np.datetime64  # hour
+    count: int
+    bytes_read: int = 0
+    negatives: int = 0  # tiny ones, of packing, set to zero
+    _kept: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def variable(self, name: str) -> np.ndarray | None:
+        """(count, H, W) float32 in the units of variables.py, NaN where missing; None where no hour is there.
+
+        Raises:
+            DataError: a file is damaged, its unit is unknown, or its values fit another unit.
+        """
+        if name == "rh" and "rh" not in self.catalogue.fields:
+            dew_point, temp = self._field(DEW_POINT), self._field("temp")
+            return None if dew_point is None or temp is None else relative_humidity(dew_point, temp)
+        values = self._field(name)
+        if values is not None:
+            self._require_usual(name, values)
+        return values
+
+    def _field(self, name: str) -> np.ndarray | None:
+        if name in self._kept:
+            return self._kept[name]
+        own = self.catalogue
+        start = np.searchsorted(own.hours[name], self.first)
+        stop = np.searchsorted(own.hours[name], self.first + np.timedelta64(self.count, "h"))
+        if start == stop:
+            return None
+        slots = (own.hours[name][start:stop] - self.first).astype(int)
+        files, places = own.file_of[name][start:stop], own.place_of[name][start:stop]
+        out: np.ndarray | None = None
+        for number in np.unique(files):
+            mine = files == number
+            values = self._read(name, own.files[number], places[mine])
+            if len(slots) == self.count and mine.all():
+                out = values
+            else:
+                out = np.full((self.count, *own.grid.shape), np.nan, "f4") if out is None else out
+                out[slots[mine]] = values
+        if name in ("temp", "psfc", DEW_POINT):
+            assert out is not None
+            self._kept[name] = out
+        return out
+
+    def _read(self, name: str, path: Path, places: np.ndarray) -> np.ndarray:
+        named = self.catalogue.fields[name]
+        with opened(path) as dataset:
+            spelt = spelling(dataset, named)
+            assert spelt is not None
+            array = dataset[spelt]
+            units = str(array.attrs.get("units") or named.units)
+            time = _time_dimension(dataset, spelt, path)
+            along = slice(places[0], places[-1] + 1) if (np.diff(places) == 1).all() else places
+            array = array.isel({time: along})
+            extra = [d for d in array.dims if d != time and array.sizes[d] == 1]
+            values = (
+                array.squeeze(extra).transpose(time, *_horizontal(dataset, spelt, path)).to_numpy().astype("f4", copy=False)
+            )
+        self.bytes_read += values.nbytes
+        canonical = "K" if name == DEW_POINT else variables.BY_NAME[name].units
+        if normal(units) == MIXING_RATIO and canonical == "ug m-3":
+            psfc, temp = self._at(path, "psfc", places, name), self._at(path, "temp", places, name)
+            return values * np.float32(1e9) * psfc / (np.float32(GAS_CONSTANT) * temp)
+        factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
+        if factor != 1.0:
+            values = values * np.float32(factor)
+        return values + np.float32(offset) if offset else values
+
+    def _at(self, path: Path, name: str, places: np.ndarray, wanted_by: str) -> np.ndarray:
+        """`name` at the hours that places of `wanted_by` in `path` stand for."""
+        own = self.catalogue
+        number = own.files.index(path)
+        mine = (own.file_of[wanted_by] == number) & np.isin(own.place_of[wanted_by], places)
+        whole = self._field(name)
+        if whole is None:
+            return np.full((len(places), *own.grid.shape), np.nan, "f4")
+        return whole[(own.hours[wanted_by][mine] - self.first).astype(int)]
+
+    def _require_usual(self, name: str, values: np.ndarray) -> None:
+        variable = variables.BY_NAME[name]
+        sample = values[:: max(1, len(values) // 8)]
+        sample = sample[np.isfinite(sample)]
+        if variable.typical is None or sample.size < 100:
+            return
+        low, high = variable.typical
+        median = float(np.median(sample))
+        if low <= median <= high:
+            if variable.valid_min == 0.0 and sample.min() < 0.0:
+                tiny = (values < 0.0) & (values > -1e-2 * low)
+                self.negatives += int(tiny.sum())
+                values[tiny] = 0.0
+            return
+        fits = [f"{units} (factor {factor:g}{f', then + {offset:g}' if offset else ''})"
+                for units, (factor, offset) in CONVERSIONS[variable.units].items()
+                if (factor, offset) != (1.0, 0.0) and low <= median * factor + offset <= high]  # fmt: skip
+        looks = f"It looks like {' or '.join(fits)}." if fits else "No unit known here fits."
+        raise DataError(
+            f"'{name}' at {self.first} and after: the median is {median:.4g} {variable.units}, usual is {low:g} .. {high:g}. "
+            f"{looks} Correct the `units` attribute of the files, or map them with `generic --map`."
+        )
+
+
+def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
+    """Percent, over water, from K and K: ratio of Magnus saturation pressures (Alduchov and Eskridge 1996)."""
+
+    def exponent(kelvin: np.ndarray) -> np.ndarray:
+        celsius = kelvin - np.float32(KELVIN)
+        return np.float32(17.625) * celsius / (celsius + np.float32(243.04))
+
+    return np.float32(100.0) * np.exp(exponent(dew_point) - exponent(temp))
+
+
+def normal(units: str) -> str:
+    """One spelling of a unit: lower case, negative exponents, no slash."""
+    text = re.sub(r"\*\*|\^", "", units.strip().lower().replace("µ", "u").replace("μ", "u"))
+    above, *below = text.split("/")
+    tokens = [SYNONYMS.get(token, token) for token in re.split(r"[\s.*]+", above) if token]
+    for token in below:
+        base = token.strip().rstrip("0123456789")
+        tokens.append(f"{base}-{token.strip()[len(base) :] or 1}")
+    return " ".join(tokens)
+
+
+def conversion(units: str, canonical: str, where: str) -> tuple[float, float]:
+    """(factor, offset) from the units a file states to ours."""
+    known = CONVERSIONS[canonical]
+    if normal(units) not in known:
+        raise DataError(f"{where} is in '{units}', which is not known for {canonical}: known are {', '.join(known)}.")
+    return known[normal(units)]
+
+
+def _time_dimension(dataset: xr.Dataset, name: str, path: Path) -> str:
+    for dim in dataset[name].dims:
+        if dim in dataset.variables and "since" in str(dataset[dim].attrs.get("units", "")):
+            return str(dim)
+    raise DataError(f"{path}: '{name}' has no time coordinate with units '... since ...'.")
+
+
+def _hours(dataset: xr.Dataset, name: str, path: Path) -> np.ndarray:
+    """(T,) datetime64[h] of a file; dates of other calendars that exist in ours keep their name."""
+    time = xr.decode_cf(dataset[[_time_dimension(dataset, name, path)]])[_time_dimension(dataset, name, path)]
+    if time.dtype.kind != "M":
+        try:
+            time = time.copy(data=[np.datetime64(f"{t.year:04}-{t.month:02}-{t.day:02}T{t.hour:02}:{t.minute:02}:{t.second:02}")
+                                   for t in time.to_numpy()])  # fmt: skip
+        except ValueError as error:
+            raise DataError(f"{path}: a date of its calendar does not exist ({error}).") from error
+    exact = time.to_numpy().astype("datetime64[s]")
+    hours = (exact + np.timedelta64(30, "m")).astype("datetime64[h]")
+    off = abs((exact - hours).astype("timedelta64[s]").astype(int))
+    if off.size and off.max() > 60:
+        raise DataError(f"{path}: {exact[off.argmax()]} is not on a whole hour.")
+    return np.asarray(hours)
+
+
+def _grid(dataset: xr.Dataset, name: str, path: Path) -> Grid:
+    lat, lon = (_coordinate(dataset, name, kind, path) for kind in ("latitude", "longitude"))
+    if lat.ndim == 2:
+        y, x = _horizontal(dataset, name, path)
+        lat, lon = (c.transpose(y, x) for c in (lat, lon))
+    values = Grid(lat.to_numpy().astype("f8"), lon.to_numpy().astype("f8"))
+    if abs(values.lat).max() > 90.0:
+        raise DataError(f"{path}: latitudes reach {values.lat.max():.2f}; latitude and longitude look swapped.")
+    return values
+
+
+def _coordinate(dataset: xr.Dataset, name: str, kind: str, path: Path) -> xr.DataArray:
+    guessed = dataset.cf.guess_coord_axis()
+    found = [c for c in guessed.cf.coordinates.get(kind, []) if set(dataset[c].dims) <= set(dataset[name].dims)]
+    if len(found) != 1:
+        raise DataError(f"{path}: {len(found)} coordinates of '{name}' are its {kind}: {found or list(dataset.coords)}.")
+    return dataset[found[0]]
+
+
+def _horizontal(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str]:
+    """Names of the dimensions from south to north and from west to east."""
+    lat, lon = (_coordinate(dataset, name, kind, path) for kind in ("latitude", "longitude"))
+    if lat.ndim == 1:
+        return str(lat.dims[0]), str(lon.dims[0])
+    y, x = lat.dims
+    return (str(y), str(x)) if abs(np.diff(lat.to_numpy(), axis=0)).mean() > abs(np.diff(lat.to_numpy(), axis=1)).mean() else (
+        str(x), str(y))  # fmt: skip
