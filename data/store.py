@@ -179,11 +179,12 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
         where = f"{path} hours {start}..{start + len(block) - 1}"
         if not np.isnan(low[:, channel]).all():
             _check_range(variable.name, float(np.nanmin(low[:, channel])), float(np.nanmax(high[:, channel])), where)
+    shard = start // shard_hours
+    _shard_file(path, group, shard).unlink(missing_ok=True)  # or zarr would read it first, even where it is damaged
     array[start : start + len(block)] = block
 
     train = _split_indices(root)["train"]
     inside = block[max(0, train[0] - start) : max(0, train[1] - start)]
-    shard = start // shard_hours
     mark = {
         "sha256": _sha256(_shard_file(path, group, shard)),
         "statistics": [statistics.measure(inside[:, channel], variable) for channel, variable in enumerate(members)],

@@ -14,7 +14,7 @@ CAQRA = {"u": (-12, 12), "v": (-12, 12), "temp": (250, 310), "rh": (20, 95), "ps
          "pm10": (10, 300), "so2": (1, 60), "no2": (1, 90), "co": (0.1, 3.0), "o3": (10, 180)}  # fmt: skip
 CAQRA_UNITS = {"u": "m/s", "v": "m s-1", "temp": "K", "rh": "%", "psfc": "Pa", "co": "mg/m3"}
 CAMS_SURFACE = {"u10": (-12, 12, "m s**-1"), "v10": (-12, 12, "m s**-1"), "t2m": (250, 310, "K"), "d2m": (235, 249, "K"),
-                "sp": (60_000, 103_000, "Pa"), "pm2p5": (5e-9, 150e-9, "kg m**-3"), "pm10": (1e-8, 3e-7, "kg m**-3")}  # fmt: skip
+                "sp": (6e4, 1.03e5, "Pa"), "pm2p5": (5e-9, 1.5e-7, "kg m**-3"), "pm10": (1e-8, 3e-7, "kg m**-3")}  # fmt: skip
 CAMS_LEVEL = {"so2": (1e-9, 6e-8), "no2": (1e-9, 9e-8), "co": (1e-7, 3e-6), "go3": (1e-8, 1.5e-7)}
 
 
@@ -90,9 +90,11 @@ def write_cams(folder: Path, *, start: str, days: int, seed: int = 0, step: floa
     written = []
     for kind, fields, more in (("surface", surface, {}), ("level", level, {"level": [60]})):
         dataset = xr.Dataset(fields, coordinates | more)
-        packing = {name: {"dtype": "i2", "_FillValue": -32767, "zlib": True,
-                          "scale_factor": float(np.ptp(values) / 60_000), "add_offset": float((values.max() + values.min()) / 2)}
-                   for name, (_, values, _) in fields.items()}  # fmt: skip
+        packing = {}
+        for name, (_, values, _) in fields.items():
+            low, high = float(values.min()), float(values.max())
+            packing[name] = {"dtype": "i2", "_FillValue": -32767, "zlib": True,
+                             "scale_factor": (high - low) / 60_000, "add_offset": (high + low) / 2}  # fmt: skip
         dataset.to_netcdf(
             folder / f"{kind}.nc", encoding=packing | {"time": {"units": "hours since 1900-01-01", "dtype": "i4"}}
         )
