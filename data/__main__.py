@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from data import DataError, legacy_scan, prepare, quicklook, sources, variables, wind_scan
+from data import DataError, benchmark, legacy_scan, prepare, quicklook, sources, variables, wind_scan
 from data.store import DYNAMIC_GROUPS, Store, open_store, verify
 from data.synthesize import Recipe, synthesize
 
@@ -218,6 +218,24 @@ def verify_command(argv: list[str]) -> None:
     console.print(f"{store.path}: every shard is what was written, fingerprint {store.fingerprint[:12]}")
 
 
+def benchmark_command(argv: list[str]) -> None:
+    """measure how fast a store is read here, and how many GPUs that feeds"""
+    parser = _parser("benchmark", benchmark_command, "python -m data benchmark datasets/china.zarr --gpu-samples 20")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lead-hours", type=int, default=24)
+    parser.add_argument("--gpu-samples", type=float, default=20.0, help="samples/s that one GPU trains (default 20)")
+    a = parser.parse_args(argv)
+    speeds = benchmark.measure(open_store(a.store), a.samples, a.batch, a.lead_hours)
+    table = Table("read", "samples/s", "MB/s", "CPU ms/sample", f"GPUs fed at {a.gpu_samples:g} samples/s",
+                  title=f"{a.store}: one thread, {a.samples} samples at random")  # fmt: skip
+    for speed in speeds:
+        table.add_row(speed.what, f"{speed.samples_per_s:.0f}", f"{speed.megabytes_per_s:.0f}",
+                      f"{speed.cpu_ms_per_sample:.3f}", f"{speed.samples_per_s / a.gpu_samples:.1f}")  # fmt: skip
+    console.print(table)
+
+
 SCAN_ACTIONS: dict[str, Callable[[list[str]], None]] = {
     "import-pickle": import_pickle_command,
     "compare": compare_scans_command,
@@ -228,6 +246,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "wind-scan": wind_scan_command,
     "inspect": inspect_command,
     "verify": verify_command,
+    "benchmark": benchmark_command,
 }
 
 

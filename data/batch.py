@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,34 @@ class Batch:
         """Copy to `device`; from pinned memory, without waiting, where there is a GPU."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+            if tensor.device.type == device.type:
+                return tensor
+            return tensor.pin_memory().to(device, non_blocking=True)
 
         return Batch(move(self.weather), move(self.chemistry), move(self.target), move(self.lead_hours),
                      move(self.rank), self.hours, self.position, move(self.counted))  # fmt: skip
+
+
+def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on `device`, each copied on a stream of its own while the GPU computes on the one before it."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def start() -> Batch | None:
+        batch = next(batches, None)
+        with torch.cuda.stream(copying):
+            return None if batch is None else batch.to(device)
+
+    coming = start()
+    while coming is not None:
+        computing.wait_stream(copying)
+        here = coming
+        for tensor in (here.weather, here.chemistry, here.target, here.lead_hours, here.rank, here.counted):
+            tensor.record_stream(computing)  # or its memory could be handed out again while it is still read
+        coming = start()
+        yield here
 
 
 @dataclass

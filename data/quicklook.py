@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from data import variables
-from data.store import DYNAMIC_GROUPS, Store, open_reader
+from data.reader import ShardReader
+from data.store import DYNAMIC_GROUPS, Store
 
 SAMPLED_HOURS = 48
 
@@ -54,8 +55,7 @@ def _mean(store: Store, group: str) -> np.ndarray:
     """(V, H, W) over hours that are not wholly missing, spread evenly; NaN where a cell has none."""
     present = np.flatnonzero((store.missing[group] < 1.0).any(1))
     hours = present[np.linspace(0, len(present) - 1, min(SAMPLED_HOURS, len(present))).round().astype(int)]
-    reader = open_reader(store, group)
-    fields = np.stack([future.result() for future in [reader[h].read() for h in hours]])
+    fields = ShardReader(store, group).read(hours).numpy()
     counted = np.isfinite(fields)
     total = np.where(counted, fields, 0.0).sum(0)
     return np.divide(total, counted.sum(0), out=np.full(total.shape, np.nan), where=counted.any(0))

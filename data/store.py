@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 import zarr
 
 from data import DataError, statistics, variables
@@ -37,7 +36,7 @@ EPOCH = np.datetime64("1970-01-01T00", "h")
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store: metadata, coordinates and static fields; dynamic fields are read through `open_reader`."""
+    """An opened store: metadata, coordinates and static fields; dynamic fields are read by reader.py."""
 
     path: Path
     times: np.ndarray  # (T,) datetime64[h]
@@ -186,7 +185,7 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
     train = _split_indices(root)["train"]
     inside = block[max(0, train[0] - start) : max(0, train[1] - start)]
     mark = {
-        "sha256": _sha256(_shard_file(path, group, shard)),
+        "sha256": hash_of(_shard_file(path, group, shard)),
         "statistics": [statistics.measure(inside[:, channel], variable) for channel, variable in enumerate(members)],
         "low": low.tolist(), "high": high.tolist(), "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
     }  # fmt: skip
@@ -201,7 +200,7 @@ def is_written(path: Path, group: str, shard: int) -> bool:
     if not mark.exists():
         return False
     expected = json.loads(mark.read_text())["sha256"]
-    return bool(expected == _sha256(file))
+    return bool(expected == hash_of(file))
 
 
 def finalise(path: Path) -> str:
@@ -290,6 +289,20 @@ def open_store(path: str | Path) -> Store:
     )  # fmt: skip
 
 
+def hash_of(file: Path) -> str:
+    """sha256 of a shard; one whose hours are all missing is no file."""
+    if not file.exists():
+        return EMPTY
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def shard_file(name: str) -> Path:
+    """The file, inside the store, of a shard as shards.json names it: GROUP/NUMBER."""
+    group, shard = name.split("/")
+    return Path(group, "c", shard, "0", "0", "0")
+
+
 def verify(store: Store) -> list[str]:
     """Re-hash every shard; what differs from what was written, a line each."""
     wrong = []
@@ -297,20 +310,10 @@ def verify(store: Store) -> list[str]:
         group, shard = name.split("/")
         first = int(shard) * store.shard_hours
         last = min(first + store.shard_hours, len(store.times)) - 1
-        file = store.path / _shard_name(group, int(shard))
-        if _sha256(file) != expected:
+        file = store.path / shard_file(name)
+        if hash_of(file) != expected:
             wrong.append(f"{group} from {store.times[first]} to {store.times[last]} ({file}) is not what was written")
     return wrong
-
-
-def open_reader(store: Store, group: str, cache_bytes: int = 1 << 24) -> tensorstore.TensorStore:
-    """A reader of `group` whose `[t].read()` returns a future: (V, H, W) float32. Never open it before a fork.
-
-    The cache is there for the shards' indices; fields pass through it once.
-    """
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store.path / group)}}
-    return tensorstore.open(spec, read=True, open=True, context=context).result()
 
 
 def _coordinate(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> None:
@@ -384,20 +387,8 @@ def _fingerprint(root: zarr.Group) -> str:
 
 
 def _shard_file(path: Path, group: str, shard: int) -> Path:
-    return partial_path(path) / _shard_name(group, shard)
-
-
-def _shard_name(group: str, shard: int) -> Path:
-    return Path(group, "c", str(shard), "0", "0", "0")
+    return partial_path(path) / shard_file(f"{group}/{shard}")
 
 
 def _done_mark(path: Path, group: str, shard: int) -> Path:
     return parts_path(path) / f"{group}-{shard}.json"
-
-
-def _sha256(file: Path) -> str:
-    """Of a shard; one whose hours are all missing is no file."""
-    if not file.exists():
-        return EMPTY
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 
 from data import DataError
 from data.batch import Batch
-from data.store import Store, open_reader
+from data.reader import ShardReader
+from data.store import Store
 from data.wind_scan import ScanCache
+
+READERS = 4  # threads; on a network file system one micro-batch waits for the servers while others are read
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,15 @@ class _Planned:
 
 
 class Stream:
-    """Reads micro-batches ahead of their use, asynchronously and in this process."""
+    """Reads micro-batches ahead of their use, in threads of this process (reading releases the interpreter's lock)."""
 
     def __init__(
-        self, store: Store, index: SampleIndex, scan: ScanCache | None, mode: str, prefetch: int, patches: int
+        self, store: Store, index: SampleIndex, scan: ScanCache | None, mode: str, prefetch: int, patches: int, pin: bool
     ) -> None:
         self.store, self.index, self.scan, self.mode = store, index, scan, mode
-        self.prefetch, self.patches = prefetch, patches
-        self._readers = {group: open_reader(store, group) for group in ("weather", "chemistry")}
+        self.prefetch, self.patches, self.pin = prefetch, patches, pin
+        self._weather, self._chemistry = ShardReader(store, "weather"), ShardReader(store, "chemistry")
+        self._threads = ThreadPoolExecutor(min(READERS, prefetch + 1), thread_name_prefix="reader")
 
     def training(
         self, samples_seen: int, micro: int, accumulation: int, world: int, rank: int,
@@ -150,30 +154,21 @@ class Stream:
         return self._read_ahead(_Planned(padded[s], s.start, counted[s]) for s in mine)
 
     def _read_ahead(self, planned: Iterable[_Planned]) -> Iterator[Batch]:
-        pending: deque[tuple[_Planned, list[list[Any]]]] = deque()
+        pending: deque[Future[Batch]] = deque()
         for plan in planned:
-            pending.append((plan, self._request(plan.numbers)))
+            pending.append(self._threads.submit(self._batch, plan))
             if len(pending) > self.prefetch:
-                yield self._assemble(*pending.popleft())
+                yield pending.popleft().result()
         while pending:
-            yield self._assemble(*pending.popleft())
+            yield pending.popleft().result()
 
-    def _request(self, chosen: np.ndarray) -> list[list[Any]]:
-        weather, chemistry = self._readers["weather"], self._readers["chemistry"]
-        t, lead = self.index.t[chosen], self.index.lead[chosen]
-        return [
-            [weather[i].read() for i in t],
-            [chemistry[i].read() for i in t],
-            [chemistry[i].read() for i in t + lead],
-        ]
-
-    def _assemble(self, plan: _Planned, futures: list[list[Any]]) -> Batch:
-        weather, chemistry, target = (torch.stack([torch.from_numpy(future.result()) for future in group]) for group in futures)
-        hours = self.index.t[plan.numbers]
+    def _batch(self, plan: _Planned) -> Batch:
+        t, lead = self.index.t[plan.numbers], self.index.lead[plan.numbers]
+        weather, chemistry = self._weather.read(t, self.pin), self._chemistry.read(t, self.pin)
+        target = self._chemistry.read(t + lead, self.pin)
         if self.scan is None:
-            rank = np.broadcast_to(np.arange(self.patches), (len(hours), self.patches)).copy()
+            rank = np.broadcast_to(np.arange(self.patches), (len(t), self.patches)).copy()
         else:
-            rank = self.scan.ranks(self.mode, hours)
-        lead = torch.from_numpy(self.index.lead[plan.numbers]).float()
-        return Batch(weather, chemistry, target, lead, torch.from_numpy(rank), hours, plan.position,
+            rank = self.scan.ranks(self.mode, t)
+        return Batch(weather, chemistry, target, torch.from_numpy(lead).float(), torch.from_numpy(rank), t, plan.position,
                      torch.from_numpy(plan.counted))  # fmt: skip

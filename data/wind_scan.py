@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data import DataError, variables
-from data.store import Store, open_reader
+from data.reader import ShardReader
+from data.store import Store
 
 FORMAT = 1
 ALGORITHM = 1
@@ -242,11 +243,11 @@ def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:
 
 
 def _sectors_of(store: Store, regions: tuple[int, int], sectors: int) -> np.ndarray:
-    reader, step = open_reader(store, "weather"), store.shard_hours
+    reader, step = ShardReader(store, "weather"), store.shard_hours
     u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
     codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
     for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
-        block = reader[start : min(start + step, len(codes))].read().result()
+        block = reader.read(np.arange(start, min(start + step, len(codes)))).numpy()
         codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
     return codes
 

@@ -42,6 +42,7 @@ class Data(Section):
     targets: list[str] = list(MODEL_TARGETS)
     lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
     prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
+    cache_dir: LocalPath | None = Field(None, description="on every node, a disk or memory that its ranks copy the store to")
 
     @model_validator(mode="after")
     def _check(self) -> Data:

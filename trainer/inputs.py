@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from data import DataError
+from data import DataError, node_cache
 from data.batch import Batch, Example, Normalizer
 from data.store import Store, open_store
 from data.stream import SampleIndex, Stream, index_samples
@@ -33,7 +36,7 @@ class Inputs:
 
     def stream(self, index: SampleIndex) -> Stream:
         mode, patches = self.run.wind_scan.mode, len(self.elevation)
-        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches)
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, self.device.type == "cuda")
 
     def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
         """A batch on the device, its normalised example, and the model's arguments."""
@@ -53,9 +56,11 @@ def open_inputs(run: Run, device: torch.device) -> Inputs:
     """Open everything a run reads.
 
     Raises:
-        DataError: a store or cache is absent, stale, or of another grid.
+        DataError: a store or cache is absent, stale, or of another grid, or `data.cache_dir` cannot be filled.
     """
     store = open_store(run.data.store)
+    if run.data.cache_dir is not None and dist.is_initialized():
+        store = copy_to_node(store, run.data.cache_dir)
     if store.grid != run.model.grid:
         raise DataError(
             f"{store.path} has a grid of {store.grid[0]} x {store.grid[1]}, model.grid is {run.model.grid[0]} x "
@@ -67,6 +72,28 @@ def open_inputs(run: Run, device: torch.device) -> Inputs:
     normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
     elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
     return Inputs(run, store, scan, normalizer, elevation, device)
+
+
+def copy_to_node(store: Store, folder: Path) -> Store:
+    """Fill the node's copy of a store, all its ranks together, and open it. A collective.
+
+    Raises:
+        DataError: on every rank, if it could not be filled on one.
+    """
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    here = [rank for rank, host in enumerate(hosts) if host == socket.gethostname()]
+    problem = None
+    try:
+        node_cache.fill(store, folder, here.index(dist.get_rank()), len(here))
+    except (DataError, OSError) as error:
+        problem = f"{socket.gethostname()}: {error}"
+    problems: list[str | None] = [None] * len(hosts)
+    dist.all_gather_object(problems, problem)
+    for told in problems:
+        if told is not None:
+            raise DataError(told)
+    return open_store(node_cache.place(store, folder))
 
 
 def architecture(run: Run) -> Architecture:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from data import DataError
-from data.batch import Batch
+from data.batch import Batch, ahead_on_device
 from data.stream import Stream, step_start
 from trainer import engine as engines
 from trainer import gate, runtime
@@ -146,7 +146,10 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
 def training_batches(stream: Stream, progress: Progress, run: Run, world: runtime.World) -> Iterator[Batch]:
     """This rank's micro-batches from where the run is, without the samples that it has rolled back over."""
     accumulation = run.batch.accumulation(world.size)
-    return stream.training(progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank, progress.stepped_over)
+    batches = stream.training(
+        progress.samples_seen, run.batch.micro, accumulation, world.size, world.rank, progress.stepped_over
+    )
+    return ahead_on_device(batches, world.device)
 
 
 def take_step(

@@ -65,7 +65,7 @@ def test_batches_hold_what_the_store_holds(tiny: Store, tiny_scan: ScanCache) ->
     group = zarr.open_group(tiny.path, mode="r")
     weather, chemistry = np.asarray(group["weather"]), np.asarray(group["chemistry"])
     index = index_samples(tiny, "train", [6, 12], tiny_scan, "regional", 1)
-    stream = Stream(tiny, index, tiny_scan, "regional", prefetch=3, patches=128)
+    stream = Stream(tiny, index, tiny_scan, "regional", prefetch=3, patches=128, pin=False)
     for rank in range(2):
         batches = islice(stream.training(40, 3, 2, 2, rank), 5)
         plan = np.concatenate([positions_of_rank(40 + 12 * k, 3, 2, 2, rank) for k in range(3)])
@@ -83,7 +83,7 @@ def test_batches_hold_what_the_store_holds(tiny: Store, tiny_scan: ScanCache) ->
 def test_prefetch_depth_changes_nothing(tiny: Store) -> None:
     index = index_samples(tiny, "train", [6], None, "none", 1)
     hours = [
-        [b.hours.tolist() for b in islice(Stream(tiny, index, None, "none", depth, 128).training(0, 2, 1, 1, 0), 20)]
+        [b.hours.tolist() for b in islice(Stream(tiny, index, None, "none", depth, 128, False).training(0, 2, 1, 1, 0), 20)]
         for depth in (0, 1, 7)
     ]
     assert hours[0] == hours[1] == hours[2]
@@ -93,7 +93,7 @@ def test_prefetch_depth_changes_nothing(tiny: Store) -> None:
 def test_listed_samples_are_shared_equally_and_counted_once(tiny: Store, world: int) -> None:
     index = index_samples(tiny, "validation", [6, 12], None, "none", 1)
     numbers = index.evenly(17)
-    stream = Stream(tiny, index, None, "none", 2, 128)
+    stream = Stream(tiny, index, None, "none", 2, 128, False)
     shares = [list(stream.listed(numbers, 2, world, rank)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = [(int(h), int(lead)) for share in shares for b in share
@@ -103,7 +103,7 @@ def test_listed_samples_are_shared_equally_and_counted_once(tiny: Store, world: 
 
 def test_normalisation_weights_and_units(tiny: Store) -> None:
     index = index_samples(tiny, "train", [12], None, "none", 1)
-    batch = next(Stream(tiny, index, None, "none", 0, 128).training(0, 4, 1, 1, 0))
+    batch = next(Stream(tiny, index, None, "none", 0, 128, False).training(0, 4, 1, 1, 0))
     normalizer = Normalizer(tiny, list(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
     example = normalizer(batch)
     for channel, name in enumerate(MODEL_INPUTS):
