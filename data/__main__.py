@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from data import DataError, benchmark, legacy_scan, prepare, quicklook, sources, variables, wind_scan
+from data import DataError, benchmark, legacy_scan, prepare, sources, variables, wind_scan
 from data.store import DYNAMIC_GROUPS, Store, open_store, verify
 from data.synthesize import Recipe, synthesize
 
@@ -98,6 +98,8 @@ Interrupt it anywhere and run it again: what is done is verified and kept.""",
     else:
         prepare.prepare(a.store, plan, a.workers)
     if a.stage in (None, "finish") and prepare.is_first_rank():
+        from data import quicklook  # every worker process imports this module, and matplotlib takes a second
+
         store = open_store(a.store)
         _show_years(store)
         console.print(f"wrote {a.store}, fingerprint {store.fingerprint[:12]}; look at {quicklook.draw(store)}")

@@ -55,7 +55,7 @@ def _mean(store: Store, group: str) -> np.ndarray:
     """(V, H, W) over hours that are not wholly missing, spread evenly; NaN where a cell has none."""
     present = np.flatnonzero((store.missing[group] < 1.0).any(1))
     hours = present[np.linspace(0, len(present) - 1, min(SAMPLED_HOURS, len(present))).round().astype(int)]
-    fields = ShardReader(store, group).read(hours).numpy()
+    fields = ShardReader(store, group).read(hours)
     counted = np.isfinite(fields)
     total = np.where(counted, fields, 0.0).sum(0)
     return np.divide(total, counted.sum(0), out=np.full(total.shape, np.nan), where=counted.any(0))

@@ -16,8 +16,6 @@ from typing import IO
 
 import google_crc32c
 import numpy as np
-import torch
-from torch import Tensor
 
 from data import DataError
 from data.store import Store
@@ -46,15 +44,16 @@ class ShardReader:
         self._bytes = 4 * math.prod(shape)
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)  # an evicted file is closed when nobody reads it
 
-    def read(self, hours: np.ndarray, pin: bool = False) -> Tensor:
-        """(B, V, H, W) float32 at the time indices `hours` (B,), in pinned memory where `pin`.
+    def read(self, hours: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(B, V, H, W) float32 at the time indices `hours` (B,), into `out` where it is given.
 
         Raises:
             DataError: a shard is truncated or its index is damaged.
             OSError: a shard cannot be read.
         """
-        out = torch.empty((len(hours), *self.shape), pin_memory=pin)
-        into = memoryview(out.numpy().data).cast("B")
+        if out is None:
+            out = np.empty((len(hours), *self.shape), "f4")
+        into = memoryview(out.data).cast("B")
         for slot, hour in enumerate(hours.tolist()):
             shard, place = divmod(hour, self.shard_hours)
             found = self._open(shard)

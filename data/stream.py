@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data import DataError
 from data.batch import Batch
@@ -164,11 +165,16 @@ class Stream:
 
     def _batch(self, plan: _Planned) -> Batch:
         t, lead = self.index.t[plan.numbers], self.index.lead[plan.numbers]
-        weather, chemistry = self._weather.read(t, self.pin), self._chemistry.read(t, self.pin)
-        target = self._chemistry.read(t + lead, self.pin)
+        weather, chemistry = self._fields(self._weather, t), self._fields(self._chemistry, t)
+        target = self._fields(self._chemistry, t + lead)
         if self.scan is None:
             rank = np.broadcast_to(np.arange(self.patches), (len(t), self.patches)).copy()
         else:
             rank = self.scan.ranks(self.mode, t)
         return Batch(weather, chemistry, target, torch.from_numpy(lead).float(), torch.from_numpy(rank), t, plan.position,
                      torch.from_numpy(plan.counted))  # fmt: skip
+
+    def _fields(self, reader: ShardReader, hours: np.ndarray) -> Tensor:
+        fields = torch.empty((len(hours), *reader.shape), pin_memory=self.pin)
+        reader.read(hours, out=fields.numpy())
+        return fields

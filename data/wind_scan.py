@@ -247,7 +247,7 @@ def _sectors_of(store: Store, regions: tuple[int, int], sectors: int) -> np.ndar
     u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
     codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
     for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
-        block = reader.read(np.arange(start, min(start + step, len(codes)))).numpy()
+        block = reader.read(np.arange(start, min(start + step, len(codes))))
         codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
     return codes
 
