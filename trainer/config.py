@@ -167,6 +167,18 @@ class Spikes(Section):
     horizon: int = Field(100, ge=2, description="steps over which the running mean forgets")
 
 
+class Watch(Section):
+    """Seconds that a phase may last on any rank before the run gives up (watchdog.py)."""
+
+    rendezvous: float = Field(600.0, gt=0, description="until all ranks have met")
+    first_collective: float = Field(300.0, gt=0)
+    start: float = Field(1800.0, gt=0, description="opening data, loading weights or a checkpoint")
+    first_batch: float = Field(300.0, gt=0)
+    step: float = Field(600.0, gt=0)
+    validation: float = Field(1800.0, gt=0)
+    save: float = Field(1800.0, gt=0)
+
+
 class Expect(Section):
     """What the validation loss must be before step 1, as of a checkpoint one continues from."""
 
@@ -194,6 +206,7 @@ class Run(Section):
     init_from: InitFrom | None = None
     spikes: Spikes | None = None
     expect: Expect | None = None
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _check(self) -> Run:

@@ -23,6 +23,8 @@ from typing import IO
 import torch
 import torch.distributed as dist
 
+log = logging.getLogger("trainer")
+
 
 class LaunchError(Exception):
     """The launcher's variables are incomplete or contradict one another."""
@@ -90,7 +92,6 @@ def join(timeout_minutes: float) -> World:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
-    _quieten(rank)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger as deepspeed_logger
@@ -105,6 +106,51 @@ def join(timeout_minutes: float) -> World:
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return World(rank, local_rank, size, launcher, device)
+
+
+def try_collectives(world: World, megabytes: int = 16) -> None:
+    """All-reduce within every host, between two hosts, and over all ranks: where the network is broken, here is where.
+
+    Raises:
+        LaunchError: on every rank that got a wrong sum.
+    """
+    hosts: list[str] = [""] * world.size
+    dist.all_gather_object(hosts, socket.gethostname())
+    members = {host: [rank for rank, other in enumerate(hosts) if other == host] for host in dict.fromkeys(hosts)}
+    stages = {"all ranks": list(range(world.size))}
+    if len(members) > 1:
+        groups = list(members.values())
+        stages = {f"the ranks of {hosts[world.rank]}": members[hosts[world.rank]],
+                  "two hosts": [*groups[0], *groups[1]], **stages}  # fmt: skip
+        within, _ = dist.new_subgroups_by_enumeration(groups)
+        handles = [within, dist.new_group([*groups[0], *groups[1]]), dist.group.WORLD]
+    else:
+        handles = [dist.group.WORLD]
+    values = torch.empty(megabytes * 250_000, device=world.device)
+    for (stage, ranks), group in zip(stages.items(), handles, strict=True):
+        if world.rank not in ranks:
+            continue
+        for _ in range(2):  # the first one connects
+            values.fill_(float(world.rank))
+            started = time.perf_counter()
+            dist.all_reduce(values, group=group)
+            total = float(values[-1])
+            seconds = time.perf_counter() - started
+        if total != sum(ranks) or float(values[0]) != total:
+            raise LaunchError(f"an all-reduce over {stage} summed the ranks to {total:g}, not {sum(ranks)}: the network or its "
+                              "plugin corrupts data.")  # fmt: skip
+        rate = 2 * (len(ranks) - 1) / len(ranks) * values.nbytes / seconds / 1e9
+        log.info("all-reduce over %s: %d ranks, %d MB in %.3f s, %.2f GB/s", stage, len(ranks), megabytes, seconds, rate)
+
+
+def keep_errors(run_dir: Path, rank: int) -> None:
+    """From now on this rank's errors, and what ends it unexpectedly, are also in RUN_DIR/errors/rank-R.log."""
+    (run_dir / "errors").mkdir(parents=True, exist_ok=True)
+    kept = logging.FileHandler(run_dir / "errors" / f"rank-{rank}.log", delay=True)
+    kept.setLevel(logging.ERROR)
+    kept.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(kept)
+    sys.excepthook = lambda kind, error, trace: log.critical("%s: %s", kind.__name__, error, exc_info=(kind, error, trace))
 
 
 def leave() -> None:
@@ -202,7 +248,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _quieten(rank: int) -> None:
+def quieten(rank: int) -> None:
     """Only rank 0 talks; the others keep their errors, tagged with their rank."""
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stderr,

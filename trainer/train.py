@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -37,6 +38,7 @@ from trainer.model.topoflow import TopoFlow
 from trainer.progress import Progress, TrainingError, loss_limit, recall, remember_loss, roll_back, step_over_bad_samples
 from trainer.telemetry import Telemetry, Window, measure_matrix_rate
 from trainer.trained import import_weights
+from trainer.watchdog import Watchdog
 
 log = logging.getLogger("trainer")
 EXIT_WRONG = 2  # configuration, data or checkpoint refused
@@ -44,7 +46,7 @@ EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
 Refusals = (ConfigError, DataError, CheckpointError, runtime.LaunchError)
 
 
-def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
+def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog: Watchdog) -> bool:
     """Train until `run.steps`; True when finished, False when stopped on request.
 
     Raises:
@@ -81,7 +83,10 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
         gate.require_expected(engine, inputs, scores["loss"], world)
 
     accumulation = run.batch.accumulation(world.size)
+    watchdog.enter("first_batch")
     batches = training_batches(inputs.stream(samples), progress, run, world)
+    batches = itertools.chain([next(batches)], batches)
+    dist.barrier()  # so that a rank without data is named in this phase, not in the longer one after it
     flops = training_flops(model.arch, run.batch.micro)
     rate = measure_matrix_rate(world.device, engines.dtype_of(run))
     window, stopping = Window(inputs, flops, rate), False
@@ -90,6 +95,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
         if telemetry and progress.step == 0:
             telemetry.record("validation", 0, {"loss": progress.val_loss or 0.0})
         while progress.step < run.steps and not stopping:
+            watchdog.enter("step")
             started = time.monotonic()
             stop.cast(busy=pending is not None and pending.writing)
             lr = engines.set_learning_rates(engine, progress.step, run)
@@ -124,16 +130,19 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World) -> bool:
                     telemetry.status(progress.step, metrics)
             stepped = time.monotonic()
             if last or progress.step % run.validation.every == 0:
+                watchdog.enter("validation")
                 scores = validate(engine, held_out, inputs, progress, world)
                 if telemetry:
                     telemetry.record("validation", progress.step, scores)
                     log.info("step %d: validation loss %.4f, best %.4f", progress.step, scores["loss"], progress.best_val_loss)
             progress.wall_seconds += time.monotonic() - started
             if saving:
+                watchdog.enter("save")
                 if pending is not None:
                     commit(pending, run, telemetry)
                 pending = save(engine, run, inputs, progress, world)
             window.paused += time.monotonic() - stepped
+        watchdog.enter("save")
         if pending is not None:
             commit(pending, run, telemetry)
     lock.close()
@@ -333,16 +342,22 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     rank = 0
     try:
-        rank = runtime.find_ranks(os.environ)[0]
+        rank, _, size, _ = runtime.find_ranks(os.environ)
+        runtime.quieten(rank)
         run = load(options.config, options.overrides)
-        world = runtime.join(run.timeout_minutes)
-        finished = train(run, options, world)
+        runtime.keep_errors(run.run_dir, rank)
+        with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
+            watchdog.enter("rendezvous")
+            world = runtime.join(run.timeout_minutes)
+            watchdog.enter("first_collective")
+            runtime.try_collectives(world)
+            watchdog.enter("start")
+            finished = train(run, options, world, watchdog)
     except (*Refusals, TrainingError) as error:
         if options.debug:
             raise
         # Another rank may be the only one that failed; where all did, rank 0 tells the whole story.
-        message = f"error: {error}" if rank == 0 else f"[rank {rank}] error: {str(error).splitlines()[0]}"
-        print(message, file=sys.stderr, flush=True)
+        log.error("error: %s", error if rank == 0 else str(error).splitlines()[0])
         return EXIT_WRONG
     finally:
         runtime.leave()

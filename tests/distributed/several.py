@@ -24,14 +24,15 @@ from data.stream import SampleIndex, Stream
 from trainer import runtime
 from trainer import train as training
 from trainer.config import load
+from trainer.watchdog import Watchdog
 
 
 @contextmanager
 def injected(job: dict[str, Any]) -> Iterator[None]:
-    assemble, shuffled, import_ = Stream._assemble, SampleIndex.shuffled, training.load_foreign_weights
+    read, shuffled, import_ = Stream._batch, SampleIndex.shuffled, training.load_foreign_weights
 
-    def spiked(self: Stream, plan: Any, futures: Any) -> Any:
-        batch = assemble(self, plan, futures)
+    def spiked(self: Stream, plan: Any) -> Any:
+        batch = read(self, plan)
         if any(first <= plan.position < last for first, last in job.get("spike_at", [])):
             batch.target *= 30.0
         return batch
@@ -56,7 +57,7 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
         return imported
 
     with (
-        mock.patch.object(Stream, "_assemble", spiked),
+        mock.patch.object(Stream, "_batch", spiked),
         mock.patch.object(SampleIndex, "shuffled", shortened),
         mock.patch.object(training, "load_foreign_weights", counted),
     ):
@@ -70,9 +71,11 @@ def bytes_read() -> int:
 
 
 if __name__ == "__main__":
+    runtime.quieten(runtime.find_ranks(os.environ)[0])
     world = runtime.join(2.0)
     for job in json.loads(sys.argv[1]):
         options = training.parse(job["arguments"])
-        with injected(job):
-            training.train(load(options.config, options.overrides), options, world)
+        run = load(options.config, options.overrides)
+        with injected(job), Watchdog(run.run_dir, world.rank, world.size, run.watch) as watchdog:
+            training.train(run, options, world, watchdog)
     runtime.leave()

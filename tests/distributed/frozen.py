@@ -1,0 +1,21 @@
+"""`trainer/train.py` whose rank 1 freezes when it enters a phase: frozen.py PHASE ARGUMENTS..."""
+
+import os
+import signal
+import sys
+
+from trainer import train
+from trainer.watchdog import Watchdog
+
+phase, arguments = sys.argv[1], sys.argv[2:]
+enter = Watchdog.enter
+
+
+def freeze_there(self: Watchdog, entered: str) -> None:
+    enter(self, entered)
+    if entered == phase and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+Watchdog.enter = freeze_there  # type: ignore[method-assign]
+sys.exit(train.main(arguments))

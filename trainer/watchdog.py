@@ -1,0 +1,81 @@
+"""A deadline for every phase of a run, on every rank: nothing stands still for hours without saying where.
+
+A thread watches the phase its rank is in. When one outlasts its deadline, every rank that still can writes the stacks of
+all its threads to RUN_DIR/watchdog/, the lowest of them names the phase and the ranks that wrote nothing, and all exit.
+Files need no network, and the only file touched before that is none.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from trainer.config import Watch
+
+EXIT_HUNG = 70
+GATHER_S = 4.0  # from the first report to the verdict: others look for it once a second
+BACKSTOP_S = 30.0  # after a deadline, for a process whose interpreter no thread can enter
+
+
+class Watchdog:
+    """Watches this process from `with` to its end; `enter` says which phase comes next."""
+
+    def __init__(self, run_dir: Path, rank: int, size: int, limits: Watch) -> None:
+        self.folder, self.rank, self.size, self.limits = run_dir / "watchdog", rank, size, limits
+        self._phase, self._since, self._entered_at = "", time.monotonic(), time.time()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def enter(self, phase: str) -> None:
+        """The phase from now on: a field of `config.Watch`."""
+        self._since, self._entered_at, self._phase = time.monotonic(), time.time(), phase
+        faulthandler.dump_traceback_later(getattr(self.limits, phase) + BACKSTOP_S, exit=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(1.0):
+            if not self._phase:
+                continue
+            waited, deadline = time.monotonic() - self._since, getattr(self.limits, self._phase)
+            # Looking for others' reports only when it is late keeps the shared file system out of normal steps.
+            if waited > deadline or (waited > deadline / 2 and self._reported()):
+                self._give_up(self._phase, waited)
+
+    def _reported(self) -> set[int]:
+        """Ranks that have reported since this rank entered its phase."""
+        found = self.folder.glob("rank-*.txt")
+        return {int(path.stem.removeprefix("rank-")) for path in found if path.stat().st_mtime > self._entered_at - 1.0}
+
+    def _give_up(self, phase: str, waited: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = self.folder / f"rank-{self.rank}.txt"
+        with own.open("w") as file:
+            file.write(f"rank {self.rank}, process {os.getpid()}: {waited:.0f} s in phase '{phase}'\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+        time.sleep(GATHER_S)
+        present = self._reported() | {self.rank}
+        if self.rank == min(present):
+            silent = sorted(set(range(self.size)) - present)
+            who = f"silent: rank {', '.join(map(str, silent))}" if silent else "all ranks answered: they wait for one another"
+            verdict = (
+                f"watchdog: phase '{phase}' outlasted watch.{phase} = {getattr(self.limits, phase):g} s; {who}. Stacks of the "
+                f"others are in {self.folder}. Look at the host of a silent rank, then start again: the run resumes."
+            )
+            (self.folder / "report.txt").write_text(verdict + "\n")
+            print(f"[rank {self.rank}] {verdict}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(1.0)  # the first exit makes launchers kill the rest
+        os._exit(EXIT_HUNG)  # the main thread is stuck and cannot unwind
