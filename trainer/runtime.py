@@ -75,6 +75,18 @@ def find_ranks(environ: Mapping[str, str]) -> tuple[int, int, int, str]:
     return 0, 0, 1, "single process"
 
 
+def require_size(size: int, asked: int | None) -> None:
+    """
+    Raises:
+        LaunchError: not as many ranks as were asked for; often each of them would be a training of its own.
+    """
+    if asked is not None and size != asked:
+        raise LaunchError(
+            f"{asked} ranks were asked for and this is one of {size}. With the deepspeed launcher under SLURM add "
+            '--launcher_args "--mpi=pmi2"; else compare the launch script with --world-size.'
+        )
+
+
 def join(timeout_minutes: float) -> World:
     """Find the ranks, choose the device and create the process group.
 

@@ -332,6 +332,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
                         help="accept that a resumed run differs in this key from its checkpoint; repeatable")  # fmt: skip
     parser.add_argument("--time-limit", type=float, metavar="MINUTES",
                         help="save and exit with code 75 after this long (under SLURM also before the job's end)")  # fmt: skip
+    parser.add_argument("--world-size", type=int, metavar="N", help="refuse to start with another number of ranks")
+    parser.add_argument("--stopped-file", type=Path, metavar="FILE",
+                        help="create this after a stop on request, for schedulers that rewrite exit codes")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refused runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the configuration, as in steps=600")
@@ -344,6 +347,7 @@ def main(argv: list[str]) -> int:
     try:
         rank, _, size, _ = runtime.find_ranks(os.environ)
         runtime.quieten(rank)
+        runtime.require_size(size, options.world_size)
         run = load(options.config, options.overrides)
         runtime.keep_errors(run.run_dir, rank)
         with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
@@ -361,6 +365,8 @@ def main(argv: list[str]) -> int:
         return EXIT_WRONG
     finally:
         runtime.leave()
+    if not finished and options.stopped_file and rank == 0:
+        options.stopped_file.touch()
     return 0 if finished else EXIT_STOPPED
 
 
