@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -26,7 +25,7 @@ def fill(store: Store, folder: Path, part: int, parts: int) -> None:
     """
     copy = place(store, folder)
     files = sorted(f.relative_to(store.path) for f in store.path.rglob("*") if f.is_file())
-    hashes = {shard_file(name): expected for name, expected in json.loads((store.path / "shards.json").read_text()).items()}
+    hashes = {shard_file(name): expected for name, expected in store.shard_hashes().items()}
     mine = [file for file in files[part::parts] if not _is_there(store, copy, file, hashes)]
     folder.mkdir(parents=True, exist_ok=True)
     wanted, free = sum((store.path / file).stat().st_size for file in mine), shutil.disk_usage(folder).free

@@ -55,6 +55,11 @@ class Store:
     def grid(self) -> tuple[int, int]:
         return len(self.lat), len(self.lon)
 
+    def shard_hashes(self) -> dict[str, str]:
+        """GROUP/NUMBER of every shard -> sha256 of its file when it was written."""
+        hashes: dict[str, str] = json.loads((self.path / "shards.json").read_text())
+        return hashes
+
     def split(self, name: str) -> tuple[int, int]:
         if name not in self.splits:
             raise DataError(f"{self.path}: no split '{name}'; the store has {', '.join(self.splits)}.")
@@ -306,7 +311,7 @@ def shard_file(name: str) -> Path:
 def verify(store: Store) -> list[str]:
     """Re-hash every shard; what differs from what was written, a line each."""
     wrong = []
-    for name, expected in json.loads((store.path / "shards.json").read_text()).items():
+    for name, expected in store.shard_hashes().items():
         group, shard = name.split("/")
         first = int(shard) * store.shard_hours
         last = min(first + store.shard_hours, len(store.times)) - 1

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from trainer import evaluate, forecast, gate, plots, train, weights
+from trainer import evaluate, forecast, gate, plan, plots, preflight, status, train, weights
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.main,
@@ -16,6 +16,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "import": weights.import_main,
     "checkpoint": weights.checkpoint_main,
     "which-cache": gate.main,
+    "preflight": preflight.main,
+    "plan": plan.main,
+    "status": status.main,
 }
 
 SUMMARY = {
@@ -26,6 +29,9 @@ SUMMARY = {
     "import": "convert foreign weights, completely or not at all",
     "checkpoint": "list, verify, show, export or convert checkpoints",
     "which-cache": "name the wind-scan cache that reproduces a checkpoint's recorded loss",
+    "preflight": "check everything that can be known before a job is queued",
+    "plan": "days, GPU-hours, memory, storage and network that a run will need",
+    "status": "how a run is doing, from its files alone",
 }
 
 

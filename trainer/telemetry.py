@@ -85,7 +85,7 @@ class Telemetry:
         alpha = f"  alpha {metrics['elevation_alpha']:+.4f}" if "elevation_alpha" in metrics else ""
         line = (f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_s']:.1f} samples/s  "
                 f"MFU {100 * metrics['mfu']:.0f} %  wait {100 * metrics['data_wait_share']:.1f} %{alpha}  "
-                f"ETA {_clock(remaining)}")  # fmt: skip
+                f"ETA {clock(remaining)}")  # fmt: skip
         if self._progress:
             self._progress.update(self._task, completed=step, description=line)
             text = logging.LogRecord(log.name, logging.INFO, "", 0, f"step {step}/{self.run.steps}  {line}", None, None)
@@ -102,6 +102,7 @@ class Window:
     flops: int  # of a micro-batch, forward and backward
     matrix_rate: float  # of the device, measured, 1/s
     waited: float = 0.0
+    forward: float = 0.0  # seconds of this rank's own, in which it waits for no other
     paused: float = 0.0  # validating and saving
     step_loss: float | None = None  # mean over ranks of the last step, where spikes are watched for
     spiked: bool = False  # whether that was above the limit
@@ -151,11 +152,20 @@ class Window:
             "samples_per_s": steps * total / seconds, "data_wait_share": self.waited / seconds,
             "mfu": len(self.kept) * self.flops / seconds / self.matrix_rate,
         }  # fmt: skip
+        metrics |= slowest(self.waited + self.forward, mean.device)
         alpha = read_alpha(engine)
         if alpha is not None:
             metrics["elevation_alpha"] = alpha
-        self.kept, self.waited, self.paused, self.started = [], 0.0, 0.0, time.perf_counter()
+        self.kept, self.waited, self.forward, self.paused, self.started = [], 0.0, 0.0, 0.0, time.perf_counter()
         return metrics
+
+
+def slowest(seconds: float, device: torch.device) -> dict[str, float]:
+    """The rank with the most seconds, and how many times the mean of all ranks that is; collective."""
+    everyone = torch.zeros(dist.get_world_size(), device=device)
+    everyone[dist.get_rank()] = seconds
+    dist.all_reduce(everyone)
+    return {"slowest_rank": int(everyone.argmax()), "slowest_over_mean": float(everyone.max() / everyone.mean())}
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
@@ -202,7 +212,7 @@ def _drop_after(path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 

@@ -175,7 +175,10 @@ def take_step(
         batch, example, arguments = inputs.prepare(raw)
         # Dropout depends on the place in the stream alone: a resumed run, on any number of ranks, draws the same.
         torch.manual_seed((seed << 40) + batch.position)
-        losses = weighted_mse(engine(*arguments), example.targets, example.weight)
+        computing = time.perf_counter()
+        forecast = engine(*arguments)
+        window.forward += time.perf_counter() - computing  # on a GPU, of launching its work
+        losses = weighted_mse(forecast, example.targets, example.weight)
         window.add(losses.detach(), example.weight.mean((0, 2, 3)), example.missing_inputs, batch)
         loss = losses.mean()
         if limit is not None and number == accumulation - 1 and window.is_spike(limit):

@@ -92,7 +92,7 @@ class TopoFlow(nn.Module):
         self.var_agg = VariableAggregation(arch.width, arch.heads)
         self.lead_time_embed = nn.Linear(1, arch.width)
         self.dropout = nn.Dropout(arch.dropout)
-        rates = torch.linspace(0, arch.drop_path, arch.depth).tolist()
+        rates = torch.linspace(0, arch.drop_path, arch.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(arch, elevation_bias=arch.elevation_bias and i == 0, drop_path=rates[i]) for i in range(arch.depth)
         )

@@ -1,0 +1,122 @@
+"""`python -m trainer status RUN_DIR`: how a run is doing, from its files alone, from any machine, while it runs."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from trainer.checkpoint import store
+from trainer.checkpoint.store import CheckpointError
+from trainer.telemetry import clock
+from trainer.trained import run_command
+
+TAIL_BYTES = 1 << 17
+RECENT = 20  # training rows
+
+
+def look(run_dir: Path) -> list[tuple[str, str]]:
+    """(what, how it is) of a run.
+
+    Raises:
+        CheckpointError: nothing was ever trained in `run_dir`.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise CheckpointError(f"{run_dir} is not a run: it has no config.yaml.")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    rows = _last_rows(run_dir / "metrics.jsonl")
+    training = [row for row in rows if row["kind"] == "train"]
+    found = [("state", _state(run_dir, config, training))]
+    if training:
+        last = training[-1]
+        alpha = f"{last['elevation_alpha']:+.4f}" if "elevation_alpha" in last else "no bias"
+        found += [
+            ("step", f"{last['step']} of {config['steps']}, {_age(time.time() - last['time'])} ago"),
+            ("loss", f"{last['loss']:.4f}"),
+            ("rate", f"{last['samples_per_s']:.1f} samples/s, MFU {100 * last['mfu']:.0f} %"),
+            ("ETA", _eta(training, config["steps"])),
+            ("waiting for data", f"{100 * last['data_wait_share']:.1f} %"),
+            ("slowest rank", f"{last['slowest_rank']}, {last['slowest_over_mean']:.2f} x the mean"),
+            ("elevation_alpha", alpha),
+        ]
+    validated = [row for row in rows if row["kind"] == "validation"]
+    if validated:
+        found.append(("validation", f"{validated[-1]['loss']:.4f} at step {validated[-1]['step']}"))
+    newest = store.newest(run_dir)
+    found.append(("last checkpoint", "none" if newest is None else
+                  f"{newest.name}, {_age(time.time() - (newest / 'manifest.json').stat().st_mtime)} old"))  # fmt: skip
+    if (run_dir / "bad_samples.jsonl").exists():
+        found.append(("bad steps", f"{len({json.loads(x)['step'] for x in (run_dir / 'bad_samples.jsonl').open()})} skipped"))
+    if (run_dir / "watchdog/report.txt").exists():
+        found.append(("watchdog", (run_dir / "watchdog/report.txt").read_text().strip()))
+    for path in sorted((run_dir / "errors").glob("rank-*.log")):
+        lines = path.read_text().strip().splitlines()
+        if lines:
+            age = _age(time.time() - path.stat().st_mtime)
+            found.append((f"last error of {path.stem}", f"{next(x for x in reversed(lines) if x[:4].isdigit())} ({age} ago)"))
+    return found
+
+
+def _state(run_dir: Path, config: dict[str, Any], training: list[dict[str, Any]]) -> str:
+    if training and training[-1]["step"] >= config["steps"]:
+        return "finished"
+    lock = run_dir / "lock"
+    if not lock.exists():
+        return "never trained a step"
+    age = time.time() - max(path.stat().st_mtime for path in (lock, run_dir / "metrics.jsonl") if path.exists())
+    with lock.open() as held:
+        holder = held.read().strip()
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"running, as {holder}"
+    # A lock held on another machine is not seen on every file system: fresh rows count as well.
+    limit = config["watch"]["step"]
+    return f"running, as {holder}" if age < 60 else f"not running: nothing new for {_age(age)}" + (
+        "" if age > limit else f" (a step may last {limit:g} s)")  # fmt: skip
+
+
+def _eta(training: list[dict[str, Any]], steps: int) -> str:
+    recent = training[-RECENT:]
+    if len(recent) < 2:
+        return "unknown yet"
+    a_step = (recent[-1]["time"] - recent[0]["time"]) / max(1, recent[-1]["step"] - recent[0]["step"])
+    return clock(a_step * (steps - recent[-1]["step"]))
+
+
+def _last_rows(path: Path) -> list[dict[str, Any]]:
+    """Whole rows at the end of a JSONL file that may be growing."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    whole = lines[1 if path.stat().st_size > TAIL_BYTES else 0 : -1]  # the last is empty, or being written
+    return [json.loads(line) for line in whole]
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else clock(seconds)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer status", description=__doc__, epilog="example:\n  python -m trainer status runs/china",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run_dir", type=Path)
+
+    def command(options: argparse.Namespace) -> None:
+        table = Table("what", "how it is", title=str(options.run_dir))
+        for row in look(options.run_dir):
+            table.add_row(*row)
+        Console(width=max(120, Console().width)).print(table)
+
+    return run_command(argv, parser, command)
