@@ -11,6 +11,7 @@ from trainer import evaluate, forecast, gate, plan, plots, preflight, status, tr
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.main,
     "evaluate": evaluate.main,
+    "compare": evaluate.compare_main,
     "forecast": forecast.main,
     "plot": plots.main,
     "import": weights.import_main,
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 SUMMARY = {
     "train": "train, or continue a run (usually started by `deepspeed trainer/train.py`)",
     "evaluate": "score a checkpoint: RMSE, MAE, bias and skill for every pollutant and lead time",
+    "compare": "set evaluations beside each other, if they are of the same data, scan and samples",
     "forecast": "write the forecast from one analysis as a CF NetCDF file",
     "plot": "draw loss curves, and truth / forecast / difference maps of a case",
     "import": "convert foreign weights, completely or not at all",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from data.variables import BY_NAME
+from trainer.checkpoint.store import CheckpointError
 from trainer.metrics import normalised_loss, score
 from trainer.trained import Trained, load_trained, run_command, run_parser
 
@@ -77,3 +79,40 @@ def main(argv: list[str]) -> int:
         console.print(f"wrote {path}")
 
     return run_command(argv, parser, command)
+
+
+COMPARABLE = ("fingerprints", "split", "samples", "period", "baseline")
+
+
+def compare(paths: list[Path], console: Console) -> None:
+    """Print skill and RMSE of several evaluations beside each other.
+
+    Raises:
+        CheckpointError: they are not of the same data, scan, split and samples.
+    """
+    results = [json.loads(path.read_text()) for path in paths]
+    for path, result in zip(paths[1:], results[1:], strict=True):
+        differing = [key for key in COMPARABLE if result[key] != results[0][key]]
+        if differing:
+            raise CheckpointError(
+                f"{path} cannot be compared with {paths[0]}: "
+                + "; ".join(f"{key} {result[key]}, not {results[0][key]}" for key in differing)
+                + ". Evaluate both on the same store, scan, split and samples."
+            )
+    table = Table("pollutant", "lead", *(f"{path.parent.name} {what}" for path in paths for what in ("RMSE", "skill")))
+    for name, leads in results[0]["scores"].items():
+        for lead in leads:
+            scores = [result["scores"][name][lead] for result in results]
+            table.add_row(name, lead, *("-" if s[k] is None else f"{s[k]:.3f}" for s in scores for k in ("rmse", "skill")))
+    console.print(table)
+
+
+def compare_main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer compare",
+        description="Set evaluations beside each other; refuses to mix data, scans or samples.",
+        epilog="example:\n  python -m trainer compare runs/a/evaluation-test.json runs/b/evaluation-test.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("evaluations", type=Path, nargs="+", metavar="evaluation.json")
+    return run_command(argv, parser, lambda o: compare(o.evaluations, Console(width=max(110, Console().width))))

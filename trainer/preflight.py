@@ -228,7 +228,7 @@ def check_step(subject: Subject) -> str:
     engine.backward(loss)
     set_learning_rates(engine, 0, subject.run)
     engine.step()
-    value = float(loss)
+    value = float(loss.detach())
     seconds = time.monotonic() - started
     if not np.isfinite(value):
         raise Failed(f"the loss is {value}", "look at the store with `python -m data inspect`, and at the initial weights")

@@ -105,19 +105,24 @@ def join(timeout_minutes: float) -> World:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     if device.type == "cpu":
-        # An inference-only operator whose build takes minutes and leaves a lock behind when it is killed.
-        __compatible_ops__["deepspeed_shm_comm"] = False
+        skip_inference_operator()
     timeout = datetime.timedelta(minutes=timeout_minutes)
     # ZeRO's sub-groups ignore the timeout given to init_distributed.
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return World(rank, local_rank, size, launcher, device)
+
+
+def skip_inference_operator() -> None:
+    """On CPUs: DeepSpeed would build an operator that training does not use, for minutes, and leave a lock when killed."""
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def try_collectives(world: World, megabytes: int = 16) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 import torch
 
 from data.store import Store
+from data.synthesize import Recipe, synthesize
 from data.wind_scan import ScanCache
-from tests.launching import losses, module, tiny_config, train
+from tests.launching import ROOT, environment, losses, module, tiny_config, train
 from trainer.config import load
 from trainer.inputs import open_inputs
 
@@ -118,3 +121,33 @@ def test_a_second_run_in_the_same_directory_is_refused(config: Path, tmp_path: P
         held.flush()
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "is being trained by process 1 on nodea" in refused(config=config)
+
+
+COUNT_OPENS = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from data.store import open_store
+from data.stream import Stream, index_samples
+path, world = sys.argv[1], int(sys.argv[2])
+store = open_store(path)
+stream = Stream(store, index_samples(store, "train", [6], None, "none", 0), None, "none", 0, 1, False)
+before = sum(path in name for name in opened)
+next(stream.training(0, 1, 1, world, world - 1))
+print(json.dumps([before, sum(path in name for name in opened)]))
+"""
+
+
+def test_f21_a_rank_opens_few_files_however_long_the_data_and_however_many_ranks(tmp_path: Path) -> None:
+    """Start-up at 400 ranks took over an hour: every rank opened every store and read every file."""
+    counts = {}
+    for days in (3, 12):
+        synthesize(tmp_path / f"{days}.zarr", Recipe(days=days, rows=16, cols=32, shard_hours=12))
+        for world in (1, 400):
+            command = [sys.executable, "-c", COUNT_OPENS, str(tmp_path / f"{days}.zarr"), str(world)]
+            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+            counts[days, world] = json.loads(done.stdout)
+    assert len({before for before, _ in counts.values()}) == 1
+    for before, after in counts.values():
+        assert before < 40
+        assert after - before <= 3  # the shards of one sample

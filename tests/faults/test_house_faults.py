@@ -1,0 +1,119 @@
+"""Failures of scripts, logs, repositories and comparisons: F14, F16, F22, F23, F25, F36, F39."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.store import Store
+from data.stream import SampleIndex, Stream
+from tests.launching import ROOT, arguments, module, run, tiny_config, train
+from trainer.config import load
+from trainer.inputs import architecture
+from trainer.model.topoflow import TopoFlow
+
+
+@pytest.fixture
+def config(tiny_path: Path, tiny_scan: object, tmp_path: Path) -> Path:
+    return tiny_config(tmp_path, tiny_path)
+
+
+def test_f14_every_read_ahead_depth_works_none_included(tiny: Store) -> None:
+    """`prefetch_factor` was passed without workers: ValueError on the cluster."""
+    index = SampleIndex(np.arange(100), np.full(100, 6), 0)
+    read = []
+    for depth in (0, 1, 7):
+        stream = Stream(tiny, index, None, "none", depth, 128, False).training(0, 3, 1, 1, 0)
+        read.append([batch.target.nan_to_num(-1.0) for batch in islice(stream, 5)])
+    for other in read[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(read[0], other, strict=True))
+
+
+def test_f16_a_value_of_the_wrong_type_is_refused_on_the_login_node(config: Path) -> None:
+    """An int where a timedelta was needed was found on 256 GPUs: the configuration was first parsed there."""
+    for refused in (
+        run([sys.executable, "trainer/train.py", *arguments(config, "timeout_minutes=ten", zero="1")]),
+        module("trainer", "plan", "--config", str(config), "--gpus", "2", "--gpu", "h200", "timeout_minutes=ten"),
+    ):
+        assert refused.returncode == 2
+        assert "timeout_minutes: Input should be a valid number" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    started = train(config, "timeout_minutes=0.5", "steps=4", "schedule.decay_steps=4", ranks=1)
+    assert started.returncode == 0, started.stderr[-2000:]
+
+
+def test_f22_rank_0_talks_and_others_only_about_their_errors(config: Path, tmp_path: Path) -> None:
+    """Noise lines times 128 hid the errors."""
+    done = train(config, "steps=4", "schedule.decay_steps=4")
+    assert done.returncode == 0
+    for said in ("2 rank(s) by torchrun", "step 0: validation loss", "step 4/4  loss", "all-reduce over all ranks"):
+        assert done.stderr.count(said) == 1, said
+    failed = train(config, "data.store=/nowhere.zarr", f"run_dir={tmp_path}/failed")
+    own = [line for line in failed.stderr.splitlines() if "no store at /nowhere.zarr" in line]
+    assert sorted(line.partition("error:")[0] for line in own) == ["", "[rank 1] "]
+    assert "no store at" in (tmp_path / "failed/errors/rank-1.log").read_text()
+
+
+def plain_tensors(model: torch.nn.Module) -> list[str]:
+    return [f"{name}.{key}" for name, part in model.named_modules() for key, value in vars(part).items()
+            if isinstance(value, torch.Tensor)]  # fmt: skip
+
+
+def test_f23_no_constant_of_the_network_is_a_plain_tensor_that_stays_on_its_device(config: Path) -> None:
+    """Constants were plain tensors: device mismatch."""
+    model = TopoFlow(architecture(load(config)))
+    assert plain_tensors(model) == []
+    model.blocks[0].scale = torch.ones(3)
+    assert plain_tensors(model) == ["blocks.0.scale"]
+
+
+def test_f25_dumps_environments_runs_and_data_are_ignored_and_nothing_large_is_tracked() -> None:
+    """A core dump of 1.1 GB and a virtual environment were committed."""
+    for name in ("core.4711", ".venv/bin/python", "runs/x/metrics.jsonl", "datasets/a.zarr/zarr.json", "x.pyc"):
+        assert run(["git", "check-ignore", "--quiet", "--no-index", name]).returncode == 0, name
+    tracked = run(["git", "ls-files", "-z"]).stdout.split("\0")
+    large = [name for name in tracked if name and (ROOT / name).exists() and (ROOT / name).stat().st_size > 3_000_000]
+    assert large == []
+
+
+def test_f36_results_on_other_data_scans_or_samples_are_not_compared(tmp_path: Path) -> None:
+    """Baselines were compared across scans, normalisations and samples."""
+    one = {"checkpoint": "a", "step": 1, "split": "test", "samples": 8,
+           "fingerprints": {"data": "d1", "wind_scan_orders": "w1"},
+           "period": ["2015", "2016"], "loss": 0.5, "baseline": "persistence",
+           "scores": {"pm25": {"24h": {"units": "ug m-3", "rmse": 3.0, "skill": 0.2}}}}  # fmt: skip
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    (tmp_path / "same.json").write_text(json.dumps(one | {"checkpoint": "b"}))
+    done = module("trainer", "compare", str(tmp_path / "one.json"), str(tmp_path / "same.json"))
+    assert done.returncode == 0, done.stderr
+    assert "pm25" in done.stdout
+    for key, value in (("samples", 9), ("split", "validation"), ("fingerprints", {"data": "d2", "wind_scan_orders": "w1"}),
+                       ("fingerprints", {"data": "d1", "wind_scan_orders": "w2"})):  # fmt: skip
+        (tmp_path / "other.json").write_text(json.dumps(one | {key: value}))
+        refused = module("trainer", "compare", str(tmp_path / "one.json"), str(tmp_path / "other.json"))
+        assert refused.returncode == 2
+        assert "cannot be compared" in refused.stderr
+
+
+def absolute_paths(source: str) -> list[str]:
+    fixed = ("/proc", "/tmp", "/dev/shm", "/var/tmp")
+    strings = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [s for s in strings if s.startswith("/") and len(s) > 2 and not s.startswith(fixed)]
+
+
+def test_f39_no_absolute_path_stands_in_the_code() -> None:
+    """Absolute paths in code; a cache loader that checked three fields (its content hash: test_wind_scan.py)."""
+    assert absolute_paths('open("/scratch/project/china.zarr")') == ["/scratch/project/china.zarr"]
+    for path in subprocess.run(["git", "ls-files", "trainer/*.py", "data/*.py"], cwd=ROOT, capture_output=True, text=True,
+                               check=True).stdout.split():  # fmt: skip
+        assert absolute_paths((ROOT / path).read_text()) == [], path
+    for path in (ROOT / "launch").rglob("*.yaml"):
+        assert ": /" not in path.read_text(), path
