@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,9 +13,13 @@ import xarray as xr
 import zarr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data import __main__ as data_commands
 from data.store import open_store
 from data.variables import CHANNEL_OF
 from tests.launching import losses, module, tiny_config, train
+from trainer import __main__ as trainer_commands
+from trainer.config import load
+from trainer.plan import checkpoint_bytes, parameters_of
 
 
 def succeed(*arguments: str) -> str:
@@ -43,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inspect_describes_the_store(trained: Path) -> None:
     text = succeed("data", "inspect", str(trained.parent / "small.zarr"))
-    for expected in ("16 x 32", "split train", "fingerprint", "pm25", "ug m-3", "GeoNames", "0 of 384 hours wholly missing"):
+    for expected in ("16 x 32", "split train", "fingerprint", "pm25", "ug m-3", "GeoNames", "summary of years", "384"):
         assert expected in text
 
 
@@ -111,13 +117,31 @@ def test_twice_as_many_steps_continue_the_run(trained: Path) -> None:
     assert len(losses(trained)) == 44
 
 
-@pytest.mark.parametrize(
-    ("package", "commands"),
-    [("data", ("synthesize", "wind-scan", "inspect")), ("trainer", ("train", "evaluate", "forecast", "plot"))],
-)
-def test_help_lists_every_command_and_each_has_an_example(package: str, commands: tuple[str, ...]) -> None:
-    text = succeed(package, "--help")
-    assert "example" in text
-    for command in commands:
-        assert f"\n  {command}" in text
-        assert "example" in succeed(package, command, "--help")
+@pytest.mark.parametrize("package", [data_commands, trainer_commands])
+def test_help_lists_every_command_and_each_has_an_example(package: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked_for_help(*arguments: str) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            package.main([*arguments])
+        return capsys.readouterr().out
+
+    listing = asked_for_help("--help")
+    assert "example" in listing
+    for command in package.COMMANDS:
+        assert f"\n  {command}" in listing
+        assert "example" in asked_for_help(command, "--help"), command
+
+
+def test_status_reads_a_run_from_its_files_alone(trained: Path) -> None:
+    said = succeed("trainer", "status", str(trained))
+    assert re.search(r"(\d+) of \1, ", said)
+    for expected in ("finished", "samples/s", "waiting for data", "slowest rank", "elevation_alpha", "last checkpoint"):
+        assert expected in said, expected
+    (trained / "errors").mkdir(exist_ok=True)
+    (trained / "errors/rank-17.log").write_text("2026-01-01 00:00:00,000 error: no space left\nTraceback\n")
+    assert "last error of rank-17" in succeed("trainer", "status", str(trained))
+
+
+def test_plan_estimates_the_bytes_of_a_checkpoint(trained: Path) -> None:
+    run = load(trained / "config.yaml")
+    written = sum(f.stat().st_size for f in (trained / "checkpoints/step-00000040").rglob("*") if f.is_file())
+    assert checkpoint_bytes(parameters_of(run), run.precision) == pytest.approx(written, rel=0.25)  # a tiny network's headers
