@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.store import open_store
 from data.wind_scan import ScanCache
 from tests.launching import ROOT, arguments, environment, free_port, losses, tiny_config, train, train_several
 
@@ -37,7 +38,7 @@ def runs(config: Path) -> Path:
     train_several(config, [job("0", "single")], ranks=1)
     whole = [job(zero, f"zero{zero}") for zero in STAGES]
     parts = [job(zero, f"resumed{zero}", f"steps={steps}") for zero in STAGES for steps in (1, 7, 23, 40)]
-    train_several(config, whole + parts)
+    train_several(config, [*whole, *parts, job("1", "copied", f"data.cache_dir={config.parent}/node")])
     return config.parent
 
 
@@ -58,6 +59,12 @@ def test_stopped_at_1_7_and_23_the_curve_is_the_uninterrupted_one_to_the_bit(run
     assert losses(runs / f"resumed{zero}") == losses(runs / f"zero{zero}")
     ours, truth = (final_weights(runs / name) for name in (f"resumed{zero}", f"zero{zero}"))
     assert all(torch.equal(ours[name], truth[name]) for name in truth)
+
+
+def test_a_run_on_the_node_s_copy_of_the_store_is_the_same_run(runs: Path, tiny_path: Path) -> None:
+    assert losses(runs / "copied") == losses(runs / "zero1")
+    (copy,) = (runs / "node").iterdir()
+    assert open_store(copy).fingerprint == open_store(tiny_path).fingerprint
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
