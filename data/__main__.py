@@ -89,14 +89,15 @@ Interrupt it anywhere and run it again: what is done is verified and kept.""",
         elevation=a.elevation, population=a.population, land_mask=a.land_mask, domain=a.domain, method=a.method,
         shard_hours=a.shard_hours, scan=scan,
     )  # fmt: skip
-    if a.stage == "begin":
-        prepare.begin(a.store, plan)
-    elif a.stage == "load":
-        prepare.load(a.store, prepare.remaining(a.store, *a.part), a.workers)
-    elif a.stage == "finish":
-        prepare.finish(a.store)
-    else:
+    if a.stage is None:
         prepare.prepare(a.store, plan, a.workers)
+    elif a.stage == "begin":
+        prepare.begin(a.store, plan)
+    elif prepare.require_same_plan(a.store, plan):
+        if a.stage == "load":
+            prepare.load(a.store, prepare.remaining(a.store, *a.part), a.workers)
+        else:
+            prepare.finish(a.store)
     if a.stage in (None, "finish") and prepare.is_first_rank():
         from data import quicklook  # every worker process imports this module, and matplotlib takes a second
 

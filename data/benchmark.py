@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import DataError
 from data.reader import ShardReader
 from data.store import DYNAMIC_GROUPS, Store
 
@@ -28,7 +29,11 @@ def measure(store: Store, samples: int, batch: int, lead_hours: int, seed: int =
     cache first, which a network file system's servers need not follow.
     """
     rng = np.random.default_rng(seed)
-    t = rng.integers(0, len(store.times) - lead_hours, samples)
+    present = np.less(np.maximum(store.missing["weather"].min(1), store.missing["chemistry"].min(1)), 1.0)
+    usable = np.flatnonzero(present[:-lead_hours] & present[lead_hours:])
+    if not len(usable):
+        raise DataError(f"{store.path} has no two analyses {lead_hours} h apart: choose another --lead-hours.")
+    t = rng.choice(usable, samples)
     readers = {group: ShardReader(store, group) for group in DYNAMIC_GROUPS}
     size = 4 * (np.prod(readers["weather"].shape) + 2 * np.prod(readers["chemistry"].shape))
     files = sorted(f for group in DYNAMIC_GROUPS for f in (store.path / group / "c").rglob("*") if f.is_file())

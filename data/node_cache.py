@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from data import DataError
-from data.store import Store, hash_of, shard_file
+from data.store import EMPTY, Store, hash_of, shard_file
 
 
 def place(store: Store, folder: Path) -> Path:
@@ -24,14 +24,15 @@ def fill(store: Store, folder: Path, part: int, parts: int) -> None:
         DataError: there is no room, or a shard differs from its hash after it was copied.
     """
     copy = place(store, folder)
-    files = sorted(f.relative_to(store.path) for f in store.path.rglob("*") if f.is_file())
-    hashes = {shard_file(name): expected for name, expected in store.shard_hashes().items()}
+    hashes = {shard_file(name): expected for name, expected in store.shard_hashes().items() if expected != EMPTY}
+    others = {f.relative_to(store.path) for f in store.path.rglob("*") if f.is_file()} - set(hashes)
+    files = sorted([*hashes, *others])
     mine = [file for file in files[part::parts] if not _is_there(store, copy, file, hashes)]
     folder.mkdir(parents=True, exist_ok=True)
     wanted, free = sum((store.path / file).stat().st_size for file in mine), shutil.disk_usage(folder).free
-    if wanted * parts > free:
-        raise DataError(f"data.cache_dir {folder} has {free / 1e9:.1f} GB free, the copy of {store.path} needs about "
-                        f"{wanted * parts / 1e9:.1f} GB. Make room, or unset data.cache_dir.")  # fmt: skip
+    if wanted > free:
+        raise DataError(f"data.cache_dir {folder} has {free / 1e9:.1f} GB free, 1/{parts} of the copy of {store.path} needs "
+                        f"{wanted / 1e9:.1f} GB. Make room, or unset data.cache_dir.")  # fmt: skip
     for file in mine:
         target = copy / file
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,15 @@ its hash and not redone. The plan, the catalogue of the files and the weights st
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import sys
+import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -104,7 +109,9 @@ def begin(path: Path, plan: Plan) -> bool:
         made_by = store.open_store(path).provenance.get("plan_sha256")
         if made_by != _sha256_of(plan.identity()):
             raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
-        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed between its last two steps
+        if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
+            _build_scan(path, plan.scan, None)
+        shutil.rmtree(parts, ignore_errors=True)
         return False
     if (parts / "plan.json").exists():
         begun = json.loads((parts / "plan.json").read_text())
@@ -126,7 +133,9 @@ def begin(path: Path, plan: Plan) -> bool:
         console.print(f"WARNING: {outside} of {regridder.covered.size} cells lie outside the source: missing in every hour, "
                       "and outside domain_mask")  # fmt: skip
     static = static_fields(plan, regridder.covered)
-    _require_space(path, len(times), plan)
+    if plan.scan:
+        wind_scan.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
+    _require_space(path, len(np.unique(np.concatenate(list(catalogue.hours.values())))), plan)
     path.parent.mkdir(parents=True, exist_ok=True)
     store.create(
         path, times=times, lat=plan.target.lat, lon=plan.target.lon, static=static, splits=_split_hours(plan, times),
@@ -138,6 +147,19 @@ def begin(path: Path, plan: Plan) -> bool:
     scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
     _write_last(parts / "plan.json", json.dumps(plan.identity()))
     return True
+
+
+def require_same_plan(path: Path, plan: Plan) -> bool:
+    """For the stages after `begin`, which work by what it wrote down; False where the store is finished already.
+
+    Raises:
+        DataError: nothing was begun here, or with other arguments, or MPI ranks would all do the same stage.
+    """
+    if not path.exists():
+        _require_begun(path)
+    if _mpi_world() is not None:
+        raise DataError("--stage is for array tasks; under mpirun leave it out, the ranks share the work.")
+    return begin(path, plan)
 
 
 def remaining(path: Path, part: int = 0, parts: int = 1) -> list[int]:
@@ -173,19 +195,21 @@ def finish(path: Path) -> str:
         DataError: shards are missing.
     """
     _require_begun(path)
-    parts = store.parts_path(path)
     scan = _job(path).scan
     shards = -(-_job(path).hours // _job(path).shard_hours)
     left = remaining(path)
     if left:
         raise DataError(f"{path}: {len(left)} of {shards} shards are not written: {left[:8]}. Run the same command again.")
     if scan:
-        codes = np.concatenate([np.load(parts / f"sectors-{i}.npy", allow_pickle=False) for i in range(shards)])
+        codes = np.concatenate([_sectors(path, i) for i in range(shards)])
     fingerprint = store.finalise(path)
     if scan:
-        wind_scan.build(store.open_store(path), Path(scan["out"]), patch=scan["patch"], regions=tuple(scan["regions"]),
-                        sectors=scan["sectors"], codes=codes)  # fmt: skip
+        _build_scan(path, scan, codes)
     return fingerprint
+
+
+def _build_scan(path: Path, scan: Scan, codes: np.ndarray | None) -> None:
+    wind_scan.build(store.open_store(path), scan.out, patch=scan.patch, regions=scan.regions, sectors=scan.sectors, codes=codes)
 
 
 def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
@@ -212,7 +236,7 @@ class _Job:
     first: np.datetime64
     hours: int
     shard_hours: int
-    scan: dict[str, Any] | None
+    scan: Scan | None
 
 
 @lru_cache(maxsize=1)
@@ -222,12 +246,23 @@ def _job(path: Path) -> _Job:
     catalogue = sources.load(parts / "catalogue.npz")
     first, last = catalogue.span
     regridder = Regridder(scipy.sparse.load_npz(parts / "weights.npz"), tuple(plan["grid"]))
-    return _Job(catalogue, regridder, first, int((last - first).astype(int)) + 1, plan["shard_hours"], plan["scan"])
+    stated = plan["scan"]
+    scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
+    return _Job(catalogue, regridder, first, int((last - first).astype(int)) + 1, plan["shard_hours"], scan)
 
 
 def _write_shard(path: Path, shard: int) -> int:
     """Bytes of source read."""
     job = _job(path)
+    with (store.parts_path(path) / f"lock-{shard}").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"shard {shard} of {path} is being written by another process: wait for it, or end it.") from error
+        return _write_claimed(path, job, shard)
+
+
+def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     start = shard * job.shard_hours
     count = min(job.shard_hours, job.hours - start)
     reader = sources.Reader(job.catalogue, job.first + start, count)
@@ -240,10 +275,10 @@ def _write_shard(path: Path, shard: int) -> int:
         store.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, variables.CHANNEL_OF[name]] for name in ("u", "v"))
-            codes = wind_scan.sector_codes(u, v, tuple(job.scan["regions"]), job.scan["sectors"])
-            being_written = store.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npy"
-            np.save(being_written, codes)
-            being_written.rename(store.parts_path(path) / f"sectors-{shard}.npy")
+            codes = wind_scan.sector_codes(u, v, job.scan.regions, job.scan.sectors)
+            being_written = store.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
+            np.savez(being_written, codes=codes)
+            being_written.rename(store.parts_path(path) / f"sectors-{shard}.npz")
     return reader.bytes_read
 
 
@@ -271,8 +306,15 @@ def is_first_rank() -> bool:
 
 
 def _mpi_world() -> Any:
-    """mpi4py's world where `mpirun` started more than one rank, else None."""
+    """mpi4py's world where `mpirun` started more than one rank, else None.
+
+    Raises:
+        DataError: SLURM started several tasks that do not know of one another.
+    """
     if not any(name in os.environ for name in LAUNCHED_BY_MPI):
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise DataError("srun started several tasks without MPI, and each would do all the work: use `srun --mpi=pmi2`, "
+                            "mpirun, or one array task a --part.")  # fmt: skip
         return None
     from mpi4py import MPI  # importing it joins the MPI job, which only a process started by mpirun may do
 
@@ -281,6 +323,12 @@ def _mpi_world() -> Any:
 
 def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
     console.quiet = world.rank != 0
+
+    def abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        world.Abort(1)  # or the other ranks would wait for this one for ever
+
+    sys.excepthook = abort
 
     def together(step: Callable[[], Any]) -> Any:
         """Run a step on every rank, and fail on all of them where it fails on one."""
@@ -301,8 +349,18 @@ def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
 
 
 def _is_done(path: Path, shard: int) -> bool:
-    groups = all(store.is_written(path, group, shard) for group in store.DYNAMIC_GROUPS)
-    return groups and (not _job(path).scan or (store.parts_path(path) / f"sectors-{shard}.npy").exists())
+    if _job(path).scan:
+        try:
+            _sectors(path, shard)
+        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
+            return False
+    return all(store.is_written(path, group, shard) for group in store.DYNAMIC_GROUPS)
+
+
+def _sectors(path: Path, shard: int) -> np.ndarray:
+    """The wind sectors of a shard's hours; the file carries its own checksum."""
+    with np.load(store.parts_path(path) / f"sectors-{shard}.npz", allow_pickle=False) as file:
+        return np.asarray(file["codes"])
 
 
 def _require_begun(path: Path) -> None:

@@ -21,7 +21,7 @@ from data import DataError
 from data.store import Store
 
 EMPTY_CHUNK = 2**64 - 1  # in both numbers of a chunk that was never written: every value is the fill value, NaN
-OPEN_SHARDS = 256  # of one group; six years are about 440
+OPEN_SHARDS = 128  # of one group, fewer than a process may hold; six years are about 440
 LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -42,6 +42,7 @@ class ShardReader:
         self.hours, self.shape = hours, tuple(shape)
         self.shard_hours = layout["chunk_grid"]["configuration"]["chunk_shape"][0]
         self._bytes = 4 * math.prod(shape)
+        self._present = np.less(store.missing[group], 1.0).any(1)
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)  # an evicted file is closed when nobody reads it
 
     def read(self, hours: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -58,13 +59,25 @@ class ShardReader:
             shard, place = divmod(hour, self.shard_hours)
             found = self._open(shard)
             if found is None or int(found[1][place, 0]) == EMPTY_CHUNK:
+                if self._present[hour]:
+                    raise DataError(f"{self.folder} lacks hour {hour} of the store, in shard {shard}, which was there when it "
+                                    "was written. Run `python -m data verify`, and copy the store again.")  # fmt: skip
                 out[slot] = math.nan
                 continue
             file, index = found
             offset, size = index[place].tolist()
-            if size != self._bytes or os.preadv(file.fileno(), [into[slot * size : (slot + 1) * size]], offset) != size:
-                raise DataError(f"{file.name} is truncated at hour {hour} of the store. Run `python -m data verify`.")
+            if size != self._bytes:
+                raise DataError(f"{file.name}: hour {hour} has {size} bytes, not {self._bytes}. Run `python -m data verify`.")
+            self._fill(into[slot * size : (slot + 1) * size], file, offset)
         return out
+
+    def _fill(self, target: memoryview, file: IO[bytes], offset: int) -> None:
+        done = 0
+        while done < len(target):  # a read may be cut short by a signal
+            got = os.preadv(file.fileno(), [target[done:]], offset + done)
+            if got == 0:
+                raise DataError(f"{file.name} is truncated. Run `python -m data verify`.")
+            done += got
 
     def _open_shard(self, shard: int) -> tuple[IO[bytes], np.ndarray] | None:
         """The file and its index (shard hours, 2) of offset and size; None where every hour is missing."""

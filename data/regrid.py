@@ -176,7 +176,7 @@ def _curvilinear_bilinear(source: Grid, target: Grid) -> scipy.sparse.csr_array:
         determinant = by_s[:, 0] * by_t[:, 1] - by_s[:, 1] * by_t[:, 0]
         along[0] -= (error[:, 0] * by_t[:, 1] - error[:, 1] * by_t[:, 0]) / determinant
         along[1] -= (by_s[:, 0] * error[:, 1] - by_s[:, 1] * error[:, 0]) / determinant
-    s, t = along
+    s, t = np.clip(along, 0.0, 1.0)  # on an edge rounding may leave the cell
     weights = np.stack([(1 - s) * (1 - t), s * (1 - t), s * t, (1 - s) * t])
     at = np.stack([i * columns + j, i * columns + j + 1, (i + 1) * columns + j + 1, (i + 1) * columns + j])
     return scipy.sparse.csr_array((weights.ravel(), (np.tile(inside, 4), at.ravel())), shape=(lon.size, rows * columns))

@@ -44,6 +44,7 @@ class Named:
 
     spellings: tuple[str, ...]
     units: str
+    stated: bool = False  # by the user's map: then it overrules what the file says
 
 
 def _concentration(*spellings: str, units: str = "ug m-3") -> Named:
@@ -81,7 +82,7 @@ SOURCES: dict[str, dict[str, Named]] = {
 
 
 def read_map(path: Path) -> dict[str, Named]:
-    """The fields of a `generic` source from YAML: our name -> {name: file's name, units: where the file states none}.
+    """The fields of a `generic` source from YAML: our name -> {name: file's name, units: overrule those of the file}.
 
     Raises:
         DataError: a name that is not ours, or a variable that nothing gives.
@@ -94,7 +95,8 @@ def read_map(path: Path) -> dict[str, Named]:
     if absent:
         raise DataError(f"{path}: nothing is given for {', '.join(absent)}.")
     own = {name: variables.BY_NAME[name].units for name in needed()} | {DEW_POINT: "K"}
-    return {name: Named((str(entry["name"]),), str(entry.get("units", own[name]))) for name, entry in tree.items()}
+    return {name: Named((str(entry["name"]),), str(entry.get("units", own[name])), "units" in entry)
+            for name, entry in tree.items()}  # fmt: skip
 
 
 def needed() -> list[str]:
@@ -121,7 +123,7 @@ class Catalogue:
 
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""
-        about = {"fields": {name: [list(named.spellings), named.units] for name, named in self.fields.items()},
+        about = {"fields": {name: [list(named.spellings), named.units, named.stated] for name, named in self.fields.items()},
                  "files": [str(file) for file in self.files], "dims": self.dims}  # fmt: skip
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
         np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
@@ -134,7 +136,7 @@ def load(path: Path) -> Catalogue:
     """A catalogue that another process has saved."""
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
-        fields = {name: Named(tuple(spellings), units) for name, (spellings, units) in about["fields"].items()}
+        fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
         columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
         dims = {name: (time, y, x) for name, (time, y, x) in about["dims"].items()}
         return Catalogue(fields, [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"]), dims, *columns)
@@ -162,7 +164,10 @@ def catalogue(fields: dict[str, Named], files: list[Path]) -> Catalogue:
                                 "grid on its own.")  # fmt: skip
             for name, spelt in present.items():
                 entries[name] += [(hour, number, place) for place, hour in enumerate(hours)]
-                found = (_time_dimension(dataset, spelt, path), *_horizontal(dataset, spelt, path))
+                levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in _three(dataset, spelt, path)]
+                if levels:
+                    raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
+                found = _three(dataset, spelt, path)
                 if dims.setdefault(name, found) != found:
                     raise DataError(f"{path}: dimensions of '{spelt}' are {found}, in the files before {dims[name]}: prepare "
                                     "each kind on its own.")  # fmt: skip
@@ -225,7 +230,6 @@ class Reader:
     first: np.datetime64  # hour
     count: int
     bytes_read: int = 0
-    negatives: int = 0  # tiny ones, of packing, set to zero
     _kept: dict[str, np.ndarray] = field(default_factory=dict)
 
     def variable(self, name: str) -> np.ndarray | None:
@@ -272,7 +276,7 @@ class Reader:
             spelt = spelling(dataset, named)
             assert spelt is not None
             array = dataset[spelt]
-            units = str(array.attrs.get("units") or named.units)
+            units = named.units if named.stated else str(array.attrs.get("units") or named.units)
             time, y, x = self.catalogue.dims[name]
             along = slice(places[0], places[-1] + 1) if (np.diff(places) == 1).all() else places
             array = array.isel({time: along})
@@ -309,10 +313,8 @@ class Reader:
         low, high = variable.typical
         median = float(np.median(sample))
         if low <= median <= high:
-            if variable.valid_min == 0.0 and sample.min() < 0.0:
-                tiny = (values < 0.0) & (values > -1e-2 * low)
-                self.negatives += int(tiny.sum())
-                values[tiny] = 0.0
+            if variable.valid_min == 0.0:
+                values[(values < 0.0) & (values > -1e-2 * low)] = 0.0  # of packing
             return
         fits = [f"{units} (factor {factor:g}{f', then + {offset:g}' if offset else ''})"
                 for units, (factor, offset) in CONVERSIONS[variable.units].items()
@@ -363,6 +365,11 @@ def _decoded(array: xr.DataArray) -> np.ndarray:
     for fill in {array.attrs[key] for key in ("_FillValue", "missing_value") if key in array.attrs}:
         values[values == fill] = np.nan
     return values
+
+
+def _three(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str, str]:
+    """Names of the dimensions of time, from south to north, and from west to east."""
+    return (_time_dimension(dataset, name, path), *_horizontal(dataset, name, path))
 
 
 def _time_dimension(dataset: xr.Dataset, name: str, path: Path) -> str:

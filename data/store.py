@@ -204,7 +204,10 @@ def is_written(path: Path, group: str, shard: int) -> bool:
     mark, file = _done_mark(path, group, shard), _shard_file(path, group, shard)
     if not mark.exists():
         return False
-    expected = json.loads(mark.read_text())["sha256"]
+    try:
+        expected = json.loads(mark.read_text())["sha256"]
+    except json.JSONDecodeError:  # a node died before its page reached the disk
+        return False
     return bool(expected == hash_of(file))
 
 

@@ -101,12 +101,17 @@ class ScanCache:
 
 
 def geometry_of(store: Store, patch: int, regions: tuple[int, int], sectors: int) -> Geometry:
-    """The scan geometry of a store.
+    """The scan geometry of a store."""
+    return geometry(store.lat, store.lon, patch, regions, sectors)
+
+
+def geometry(lat: np.ndarray, lon: np.ndarray, patch: int, regions: tuple[int, int], sectors: int) -> Geometry:
+    """The scan geometry of a grid of cell centres, degrees.
 
     Raises:
         DataError: the grid is not a whole number of patches and regions.
     """
-    rows, cols = store.grid
+    rows, cols = len(lat), len(lon)
     if not 1 <= sectors < NO_WIND or min(*regions, patch) < 1:
         raise DataError(
             f"{sectors} sectors, {regions[0]} x {regions[1]} regions, patch {patch}: use 1 to {NO_WIND - 1} sectors, and at "
@@ -117,9 +122,9 @@ def geometry_of(store: Store, patch: int, regions: tuple[int, int], sectors: int
             f"a grid of {rows} x {cols} pixels with {patch} x {patch} patches has {rows / patch:g} x {cols / patch:g} "
             f"patches, not divisible into {regions[0]} x {regions[1]} regions: choose other --regions."
         )
-    middle = np.deg2rad(store.lat.mean())
-    aspect = abs(store.lat[1] - store.lat[0]) / abs(store.lon[1] - store.lon[0]) / np.cos(middle)
-    return Geometry((rows, cols), patch, regions, sectors, round(float(aspect), 6), bool(store.lat[0] > store.lat[-1]))
+    middle = np.deg2rad(lat.mean())
+    aspect = abs(lat[1] - lat[0]) / abs(lon[1] - lon[0]) / np.cos(middle)
+    return Geometry((rows, cols), patch, regions, sectors, round(float(aspect), 6), bool(lat[0] > lat[-1]))
 
 
 def order_along_wind(rows: int, cols: int, geometry: Geometry) -> np.ndarray:

@@ -12,6 +12,6 @@ ranks=$(awk '!/^ *#/ { for (i = 1; i <= NF; i++) if (sub(/^slots=/, "", $i)) n +
 # ssh does not carry the environment: what the ranks need travels in this file.
 environment=$(mktemp)
 trap 'rm -f "$environment"' EXIT
-env | grep -E '^(PATH|OMP_NUM_THREADS|DS_ACCELERATOR|(NCCL|GLOO|FI|TORCH_NCCL|HSA|MIOPEN)_[A-Z0-9_]*)=' >"$environment"
+env | grep -E '^(PATH|OMP_NUM_THREADS|DS_ACCELERATOR|LD_LIBRARY_PATH|(NCCL|GLOO|FI|UCX|TORCH|TRITON|CUDA|HIP|HSA|ROCR|MIOPEN)_[A-Z0-9_]*)=' >"$environment"
 DS_ENV_FILE="$environment" deepspeed --hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}" \
   ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} "$here/trainer/train.py" --config "$config" --world-size "$ranks" "$@"

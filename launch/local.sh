@@ -16,7 +16,15 @@ ranks=${RANKS:-$(python -c "import torch; print(torch.cuda.device_count() or 2)"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # `deepspeed` dies of a signal and leaves its ranks running; its child passes the signal on to them.
-trap 'for child in $(cat "/proc/$runner/task/$runner/children"); do kill -TERM "$child"; done; restarts=0' TERM INT
+end() {
+  restarts=0
+  until children=$(cat "/proc/$runner/task/$runner/children" 2>/dev/null) && [ -n "$children" ]; do
+    kill -0 "$runner" 2>/dev/null || return 0
+    sleep 0.2 # it has not started its child yet
+  done
+  for child in $children; do kill -TERM "$child"; done
+}
+trap end TERM INT
 
 while true; do
   deepspeed --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" "$here/trainer/train.py" --config "$config" \

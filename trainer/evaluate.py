@@ -93,6 +93,9 @@ def compare(paths: list[Path], console: Console) -> None:
     results = [json.loads(path.read_text()) for path in paths]
     for path, result in zip(paths[1:], results[1:], strict=True):
         differing = [key for key in COMPARABLE if result[key] != results[0][key]]
+        rows, first = ({(name, lead) for name, leads in r["scores"].items() for lead in leads} for r in (result, results[0]))
+        if rows != first:
+            raise CheckpointError(f"{path} cannot be compared with {paths[0]}: only one has {sorted(rows ^ first)[:4]}.")
         if differing:
             raise CheckpointError(
                 f"{path} cannot be compared with {paths[0]}: "

@@ -95,7 +95,7 @@ def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int) -> list[Table]
     parameters, accumulation = parameters_of(run), run.batch.accumulation(ranks)
     peak = gpu.bf16_flops if run.precision == "bf16" else gpu.fp32_flops
     compute = accumulation * training_flops(architecture(run), run.batch.micro) / (peak * mfu)
-    sent = communication_bytes(parameters, run.precision, zero, ranks)
+    sent = communication_bytes(parameters, run.precision, zero, ranks) * (accumulation if zero >= 2 else 1)
     communicate = sent / gpu.network
     step = compute + communicate
     table = Table("quantity", "estimate", "estimate / measurement - 1",

@@ -35,7 +35,7 @@ from trainer.metrics import normalised_loss, score_evenly, weighted_mse
 from trainer.model.topoflow import TopoFlow
 from trainer.trained import import_weights
 
-REFUSALS = (ConfigError, DataError, CheckpointError, runtime.LaunchError, OSError)
+REFUSALS = (ConfigError, DataError, CheckpointError, runtime.LaunchError, OSError, torch.OutOfMemoryError)
 # variable -> (pattern of a harmful value, why)
 HARMFUL = {
     "NCCL_IB_DISABLE": ("1", "no InfiniBand: large jobs crawl or crash"),
@@ -50,6 +50,7 @@ HARMFUL = {
     "MIOPEN_CUSTOM_CACHE_DIR": (r"(?!/tmp|/dev/shm|/var/tmp).*", "on a file system shared by nodes it locks"),
     "TRITON_CACHE_DIR": (r"(?!/tmp|/dev/shm|/var/tmp).*", "all nodes write one cache at once"),
 }
+REMEDIES: dict[type, str] = {torch.OutOfMemoryError: "a smaller batch.micro, or model.recompute: blocks"}
 SAMPLES = 12
 SKEW_S = 5.0
 
@@ -97,7 +98,7 @@ def examine(subject: Subject) -> list[Result]:
         except Failed as failed:
             state, found, remedy = "FAIL", str(failed), failed.remedy
         except REFUSALS as refusal:
-            state, found, remedy = "FAIL", str(refusal), "as the message says"
+            state, found, remedy = "FAIL", str(refusal), REMEDIES.get(type(refusal), "as the message says")
         results.append(Result(name, state, found, remedy, time.monotonic() - started))  # type: ignore[arg-type]
     return results
 
@@ -105,6 +106,8 @@ def examine(subject: Subject) -> list[Result]:
 def check_environment(subject: Subject) -> str:
     harmful = [f"{name}={os.environ[name]} ({why})" for name, (pattern, why) in HARMFUL.items()
                if name in os.environ and re.fullmatch(pattern, os.environ[name])]  # fmt: skip
+    if torch.version.hip and "MIOPEN_USER_DB_PATH" not in os.environ:
+        harmful.append("MIOPEN_USER_DB_PATH is not set (the home directory, shared by all nodes, is used)")
     if harmful:
         raise Failed("; ".join(harmful), "unset them, or source launch/env/nvidia.sh or lumi.sh")
     return f"none of {len(HARMFUL)} known harmful settings"
@@ -148,11 +151,11 @@ def check_data(subject: Subject) -> str:
     for _ in inputs.stream(index).listed(rng.integers(0, len(index), SAMPLES), 1):
         pass
     rate = SAMPLES / (time.monotonic() - started)
-    chemistry = sorted((inputs.store.path / "chemistry/c").glob("*/0/0/0"))
-    shard = chemistry[int(rng.integers(len(chemistry)))].relative_to(inputs.store.path)
-    recorded = {shard_file(name): expected for name, expected in inputs.store.shard_hashes().items()}
-    if hash_of(inputs.store.path / shard) != recorded[shard]:
-        raise Failed(f"{inputs.store.path / shard} is not what was written", f"python -m data verify {inputs.store.path}")
+    recorded = inputs.store.shard_hashes()
+    chosen = sorted(recorded)[int(rng.integers(len(recorded)))]
+    shard = inputs.store.path / shard_file(chosen)
+    if hash_of(shard) != recorded[chosen]:
+        raise Failed(f"{shard} is not what was written", f"python -m data verify {inputs.store.path}")
     subject.inputs = inputs
     return (f"fingerprint {inputs.store.fingerprint[:12]}, {counts['train']} training and {counts['validation']} validation "
             f"samples, {rate:.0f} samples/s here")  # fmt: skip

@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 log = logging.getLogger("trainer")
+TIME_LIMIT = "the time limit"
 
 
 class LaunchError(Exception):
@@ -95,6 +97,8 @@ def join(timeout_minutes: float) -> World:
     """
     rank, local_rank, size, launcher = find_ranks(os.environ)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shards and a socket a peer are more than the usual 1024
     _find_master(launcher)
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -157,6 +161,8 @@ def try_collectives(world: World, megabytes: int = 16) -> None:
             raise LaunchError(f"an all-reduce over {stage} summed the ranks to {total:g}, not {sum(ranks)}: the network or its "
                               "plugin corrupts data.")  # fmt: skip
         rate = 2 * (len(ranks) - 1) / len(ranks) * values.nbytes / seconds / 1e9
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
         log.info("all-reduce over %s: %d ranks, %d MB in %.3f s, %.2f GB/s", stage, len(ranks), megabytes, seconds, rate)
 
 
@@ -221,9 +227,14 @@ class StopVote:
             self.reason = f"file {self.run_dir / 'STOP'}"
             (self.run_dir / "STOP").unlink()  # or the next start would stop as well
         if not self.reason and self.end_time is not None and time.time() > self.end_time:
-            self.reason = "the time limit"
+            self.reason = TIME_LIMIT
         self._vote.copy_(torch.tensor([bool(self.reason), busy]))
         self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    @property
+    def wants_to_continue(self) -> bool:
+        """Whether the reason was one that a scheduler's next start follows, not a person or its cancelling."""
+        return self.reason in ("", TIME_LIMIT, signal.SIGUSR1.name)
 
     def agreed(self) -> tuple[bool, bool]:
         """(stop, busy): whether any rank wants to stop, and whether any was still writing."""

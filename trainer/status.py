@@ -43,7 +43,7 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
             ("rate", f"{last['samples_per_s']:.1f} samples/s, MFU {100 * last['mfu']:.0f} %"),
             ("ETA", _eta(training, config["steps"])),
             ("waiting for data", f"{100 * last['data_wait_share']:.1f} %"),
-            ("slowest rank", f"{last['slowest_rank']}, {last['slowest_over_mean']:.2f} x the mean"),
+            ("slowest rank", f"{last.get('slowest_rank', '-')}, {last.get('slowest_over_mean', 1.0):.2f} x the mean"),
             ("elevation_alpha", alpha),
         ]
     validated = [row for row in rows if row["kind"] == "validation"]
@@ -53,9 +53,11 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
     found.append(("last checkpoint", "none" if newest is None else
                   f"{newest.name}, {_age(time.time() - (newest / 'manifest.json').stat().st_mtime)} old"))  # fmt: skip
     if (run_dir / "bad_samples.jsonl").exists():
-        found.append(("bad steps", f"{len({json.loads(x)['step'] for x in (run_dir / 'bad_samples.jsonl').open()})} skipped"))
+        steps = {row["step"] for row in _last_rows(run_dir / "bad_samples.jsonl")}
+        found.append(("bad steps", f"{len(steps)} skipped, the last at {max(steps, default=0)}"))
     if (run_dir / "watchdog/report.txt").exists():
-        found.append(("watchdog", (run_dir / "watchdog/report.txt").read_text().strip()))
+        report = run_dir / "watchdog/report.txt"
+        found.append(("watchdog", f"{_age(time.time() - report.stat().st_mtime)} ago: {report.read_text().strip()}"))
     for path in sorted((run_dir / "errors").glob("rank-*.log")):
         lines = path.read_text().strip().splitlines()
         if lines:
@@ -65,8 +67,6 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
 
 
 def _state(run_dir: Path, config: dict[str, Any], training: list[dict[str, Any]]) -> str:
-    if training and training[-1]["step"] >= config["steps"]:
-        return "finished"
     lock = run_dir / "lock"
     if not lock.exists():
         return "never trained a step"
@@ -77,10 +77,14 @@ def _state(run_dir: Path, config: dict[str, Any], training: list[dict[str, Any]]
             fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return f"running, as {holder}"
+    if training and training[-1]["step"] >= config["steps"]:
+        return "finished"
     # A lock held on another machine is not seen on every file system: fresh rows count as well.
-    limit = config["watch"]["step"]
-    return f"running, as {holder}" if age < 60 else f"not running: nothing new for {_age(age)}" + (
-        "" if age > limit else f" (a step may last {limit:g} s)")  # fmt: skip
+    limit = config.get("watch", {}).get("step", 600.0)
+    if age < 60:
+        return f"running, as {holder}"
+    elsewhere = "" if age > limit else ", unless on another machine and in a long step"
+    return f"nothing new for {_age(age)}: not running{elsewhere}"
 
 
 def _eta(training: list[dict[str, Any]], steps: int) -> str:

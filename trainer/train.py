@@ -38,7 +38,7 @@ from trainer.model.topoflow import TopoFlow
 from trainer.progress import Progress, TrainingError, loss_limit, recall, remember_loss, roll_back, step_over_bad_samples
 from trainer.telemetry import Telemetry, Window, measure_matrix_rate
 from trainer.trained import import_weights
-from trainer.watchdog import Watchdog
+from trainer.watchdog import BACKSTOP_S, Watchdog
 
 log = logging.getLogger("trainer")
 EXIT_WRONG = 2  # configuration, data or checkpoint refused
@@ -78,6 +78,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
         return True
     if progress.step == 0:
+        watchdog.enter("validation")
         scores = validate(engine, held_out, inputs, progress, world)
         log.info("step 0: validation loss %.4f", scores["loss"])
         gate.require_expected(engine, inputs, scores["loss"], world)
@@ -109,6 +110,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
                 pending = None
             if skipped:
                 step_over_bad_samples(window, progress, run)
+                watchdog.enter("start")  # which reads a checkpoint as a roll-back does
                 if window.spiked and roll_back(engine, run, progress, world):
                     batches, window = (
                         training_batches(inputs.stream(samples), progress, run, world),
@@ -148,6 +150,8 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
     lock.close()
     if stopping and progress.step < run.steps:
         reason = stop.reason or "another rank was told to"
+        if options.stopped_file and world.is_main and stop.wants_to_continue:
+            options.stopped_file.touch()
         log.info("stopped at step %d (%s); start the same command again to continue", progress.step, reason)
     return progress.step == run.steps
 
@@ -337,7 +341,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
                         help="save and exit with code 75 after this long (under SLURM also before the job's end)")  # fmt: skip
     parser.add_argument("--world-size", type=int, metavar="N", help="refuse to start with another number of ranks")
     parser.add_argument("--stopped-file", type=Path, metavar="FILE",
-                        help="create this after a stop on request, for schedulers that rewrite exit codes")  # fmt: skip
+                        help="create this and exit with 0 after a stop at the time limit or by SIGUSR1")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refused runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the configuration, as in steps=600")
@@ -355,11 +359,14 @@ def main(argv: list[str]) -> int:
         runtime.keep_errors(run.run_dir, rank)
         with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
             watchdog.enter("rendezvous")
-            world = runtime.join(run.timeout_minutes)
+            # Longer than any deadline: the watchdog's report names the silent ranks, a broken collective does not.
+            world = runtime.join(max(run.timeout_minutes, (max(run.watch.model_dump().values()) + BACKSTOP_S) / 60))
             watchdog.enter("first_collective")
             runtime.try_collectives(world)
             watchdog.enter("start")
             finished = train(run, options, world, watchdog)
+            watchdog.enter("first_collective")
+            runtime.leave()
     except (*Refusals, TrainingError) as error:
         if options.debug:
             raise
@@ -368,9 +375,8 @@ def main(argv: list[str]) -> int:
         return EXIT_WRONG
     finally:
         runtime.leave()
-    if not finished and options.stopped_file and rank == 0:
-        options.stopped_file.touch()
-    return 0 if finished else EXIT_STOPPED
+    # A scheduler that watches the file kills the others when the first rank fails: stopping is no failure to it.
+    return 0 if finished or options.stopped_file else EXIT_STOPPED
 
 
 if __name__ == "__main__":

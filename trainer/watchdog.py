@@ -27,7 +27,7 @@ class Watchdog:
 
     def __init__(self, run_dir: Path, rank: int, size: int, limits: Watch) -> None:
         self.folder, self.rank, self.size, self.limits = run_dir / "watchdog", rank, size, limits
-        self._phase, self._since, self._entered_at = "", time.monotonic(), time.time()
+        self._now = ("", time.monotonic(), time.time())  # phase, when it began by either clock; one tuple, set at once
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -41,24 +41,25 @@ class Watchdog:
 
     def enter(self, phase: str) -> None:
         """The phase from now on: a field of `config.Watch`."""
-        self._since, self._entered_at, self._phase = time.monotonic(), time.time(), phase
+        self._now = (phase, time.monotonic(), time.time())
         faulthandler.dump_traceback_later(getattr(self.limits, phase) + BACKSTOP_S, exit=True)
 
     def _watch(self) -> None:
         while not self._done.wait(1.0):
-            if not self._phase:
+            phase, since, entered_at = self._now
+            if not phase:
                 continue
-            waited, deadline = time.monotonic() - self._since, getattr(self.limits, self._phase)
+            waited, deadline = time.monotonic() - since, getattr(self.limits, phase)
             # Looking for others' reports only when it is late keeps the shared file system out of normal steps.
-            if waited > deadline or (waited > deadline / 2 and self._reported()):
-                self._give_up(self._phase, waited)
+            if waited > deadline or (waited > deadline / 2 and self._reported(entered_at)):
+                self._give_up(phase, waited, entered_at)
 
-    def _reported(self) -> set[int]:
+    def _reported(self, entered_at: float) -> set[int]:
         """Ranks that have reported since this rank entered its phase."""
         found = self.folder.glob("rank-*.txt")
-        return {int(path.stem.removeprefix("rank-")) for path in found if path.stat().st_mtime > self._entered_at - 1.0}
+        return {int(path.stem.removeprefix("rank-")) for path in found if path.stat().st_mtime > entered_at - 1.0}
 
-    def _give_up(self, phase: str, waited: float) -> None:
+    def _give_up(self, phase: str, waited: float, entered_at: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         own = self.folder / f"rank-{self.rank}.txt"
         with own.open("w") as file:
@@ -66,7 +67,7 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file)
         time.sleep(GATHER_S)
-        present = self._reported() | {self.rank}
+        present = self._reported(entered_at) | {self.rank}
         if self.rank == min(present):
             silent = sorted(set(range(self.size)) - present)
             who = f"silent: rank {', '.join(map(str, silent))}" if silent else "all ranks answered: they wait for one another"

@@ -1,6 +1,6 @@
 # Environment of a rank on LUMI-G (4 MI250X, 8 GPU dies a node); sourced on every node, by the batch script and each rank.
 export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-7}
+export OMP_NUM_THREADS=6 # the masks below hold six cores each
 # MIOpen keeps SQLite files: on one file system shared by all nodes they lock. /tmp is each node's own.
 export MIOPEN_USER_DB_PATH=/tmp/miopen-$USER-${SLURM_JOB_ID:-0} MIOPEN_CUSTOM_CACHE_DIR=/tmp/miopen-$USER-${SLURM_JOB_ID:-0}
 mkdir -p "$MIOPEN_USER_DB_PATH"
@@ -9,7 +9,7 @@ export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3 # the Slingshot interfaces
 export NCCL_NET_GDR_LEVEL=3
 unset NCCL_IB_DISABLE NCCL_NET_PLUGIN
 # Without the libfabric plugin RCCL falls back to TCP, ten times slower, and says nothing.
-if ! find ${LD_LIBRARY_PATH//:/ } -maxdepth 1 -name 'librccl-net*.so' 2>/dev/null | grep -q .; then
+if ! find ${LD_LIBRARY_PATH:+${LD_LIBRARY_PATH//:/ }} /nonexistent -maxdepth 1 -name 'librccl-net*.so' 2>/dev/null | grep -q .; then
   echo "launch/env/lumi.sh: no librccl-net.so on LD_LIBRARY_PATH: load the aws-ofi-rccl module" >&2
   exit 1
 fi

@@ -39,6 +39,7 @@ def test_two_then_four_then_one_then_three_ranks_are_one_run(config: Path, zero:
     assert not list((run / "checkpoints").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
     run = config.parent / "stages"
     finish(train(config, f"run_dir={run}", "steps=4", zero="1"))

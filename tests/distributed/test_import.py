@@ -135,6 +135,7 @@ def test_which_cache_names_the_one_that_reproduces_the_loss(
     assert "none of these caches reproduces" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_file_is_read_once_for_the_whole_job(config: Path, tmp_path: Path) -> None:
     """Bytes from storage, of all ranks together, with the file evicted from the page cache before each job."""
     wide = load(config, ["model.width=128"])

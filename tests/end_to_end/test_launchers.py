@@ -93,6 +93,7 @@ def test_a_killed_rank_is_restarted_by_local_sh(config: Path, truth: dict[str, t
     assert_same(run_dir, truth)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_a_run_that_the_next_one_waits_for_or_continues(
     config: Path, truth: dict[str, torch.Tensor]
 ) -> None:

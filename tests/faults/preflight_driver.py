@@ -55,7 +55,7 @@ def with_environment(**variables: str) -> Callable[[], object]:
 def damaged_shards() -> Iterator[Options]:
     copy = FOLDER / "damaged.zarr"
     shutil.copytree(STORE, copy)
-    for shard in (copy / "chemistry/c").glob("*/0/0/0"):
+    for shard in [*copy.glob("chemistry/c/*/0/0/0"), *copy.glob("weather/c/*/0/0/0")]:
         body = bytearray(shard.read_bytes())
         body[5000] ^= 1
         shard.write_bytes(body)

@@ -201,7 +201,7 @@ def test_f42_sectors_come_from_the_wind_in_metres_per_second(tiny: Store, tiny_s
 def test_f43_one_missing_pixel_stays_one_missing_pixel(tiny: Store) -> None:
     """One NaN made the whole output NaN: a missing input is the training mean, a missing target has no weight."""
     index = index_samples(tiny, "train", [12], None, "none", 1)
-    batch = next(Stream(tiny, index, None, "none", 0, 128).training(0, 2, 1, 1, 0))
+    batch = next(Stream(tiny, index, None, "none", 0, 128, False).training(0, 2, 1, 1, 0))
     batch.weather.nan_to_num_()
     for tensor in (batch.chemistry, batch.target):
         tensor.copy_(torch.where(torch.isnan(tensor), 5.0, tensor))
