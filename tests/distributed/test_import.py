@@ -181,6 +181,7 @@ def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> Non
     assert not (config.parent / "never" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_exports_come_back_to_the_bit(config: Path) -> None:
     run = config.parent / "exported"
     done = train(config, f"run_dir={run}", "steps=4")

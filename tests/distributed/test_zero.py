@@ -100,7 +100,10 @@ def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path)
     assert remembered["samples_seen"] == 22 * 8
 
 
-@pytest.mark.parametrize(("launcher", "wish"), [("torchrun", "USR1"), ("torchrun", "STOP"), ("deepspeed", "TERM")])
+@pytest.mark.parametrize(
+    ("launcher", "wish"),
+    [("torchrun", "USR1"), pytest.param("torchrun", "STOP", marks=pytest.mark.slow), ("deepspeed", "TERM")],
+)
 def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
     config: Path, runs: Path, launcher: str, wish: str
 ) -> None:

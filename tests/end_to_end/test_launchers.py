@@ -79,6 +79,7 @@ def ranks_of(run_dir: Path) -> list[int]:
     return [int(pid) for pid in found]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_restarted_by_local_sh(config: Path, truth: dict[str, torch.Tensor]) -> None:
     run_dir = config.parent / "restarted"
     command = ["launch/local.sh", "--max-restarts", "1", *arguments(config, f"run_dir={run_dir}", *STEPS, zero="1")[1:]]
