@@ -53,7 +53,6 @@ CODECS = {
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.store_layouts",
                             formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()  # fmt: skip
-    np.seterr(all="raise")
     with tempfile.TemporaryDirectory(prefix="layouts-") as folder:
         synthesize(Path(folder) / "s.zarr", Recipe(days=4, rows=128, cols=256))
         store = open_store(Path(folder) / "s.zarr")
