@@ -75,10 +75,13 @@ def test_f08_unexpected_starting_loss_is_refused_before_step_1(config: Path) -> 
     assert "weights not loaded" in message
 
 
-@pytest.mark.parametrize("zero", ["0", "1", "3"])
-def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(config: Path, tmp_path: Path, zero: str) -> None:
+@pytest.mark.parametrize(("zero", "precision"), [("0", "fp32"), ("1", "fp32"), ("3", "fp32"), ("0", "bf16"), ("1", "bf16")])
+def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(
+    config: Path, tmp_path: Path, zero: str, precision: str
+) -> None:
     """A NaN loss was printed, replaced by 0, and training went on; the last checkpoint must stay intact."""
-    changes = ("optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30", "max_bad_steps=3")
+    changes = ("optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30", "max_bad_steps=3",
+               f"precision={precision}")  # fmt: skip
     done = train(config, *changes, zero=zero)
     assert done.returncode != 0
     assert "skipped on all ranks, gradient not finite; samples: 2015-01-" in done.stderr
