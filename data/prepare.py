@@ -105,6 +105,7 @@ def begin(path: Path, plan: Plan) -> bool:
         DataError: a store of another plan stands there, or an input is wrong.
     """
     parts = store.parts_path(path)
+    _job.cache_clear()  # this process may have prepared another store here
     if path.exists():
         made_by = store.open_store(path).provenance.get("plan_sha256")
         if made_by != _sha256_of(plan.identity()):

@@ -72,7 +72,7 @@ def build(source: Grid, target: Grid, method: str) -> Regridder:
     if source.lat.ndim == 1:
         weights = _regular(source, target, method, middle)
     else:
-        lon = middle + _wrapped(source.lon - middle)
+        lon = middle + wrapped(source.lon - middle)
         weights = (_curvilinear_bilinear if method == "bilinear" else _curvilinear_conservative)(
             Grid(source.lat.astype("f8"), lon), target
         )
@@ -97,17 +97,18 @@ def spacing(grid: Grid) -> tuple[float, float]:
     lat, lon = grid.lat, grid.lon
     if lat.ndim == 1:
         return float(np.median(abs(np.diff(lat)))), float(np.median(abs(np.diff(lon))))
-    return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(_wrapped(np.diff(lon, axis=1)))))
+    return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(wrapped(np.diff(lon, axis=1)))))
 
 
-def _wrapped(degrees: np.ndarray) -> np.ndarray:
+def wrapped(degrees: np.ndarray) -> np.ndarray:
+    """The same angles in -180 .. 180."""
     return (degrees + 180.0) % 360.0 - 180.0
 
 
 def _regular(source: Grid, target: Grid, method: str, middle: float) -> scipy.sparse.csr_array:
     """Product of one-dimensional weights; columns are in the order of the file."""
     rows = np.argsort(source.lat, kind="stable")
-    lon = middle + _wrapped(source.lon.astype("f8") - middle)
+    lon = middle + wrapped(source.lon.astype("f8") - middle)
     columns = np.argsort(lon, kind="stable")
     lat, lon = source.lat.astype("f8")[rows], lon[columns]
     if lon[-1] - lon[0] + 1.5 * (lon[1] - lon[0]) > 360.0:  # a whole circle: the cells of the seam have two neighbours

@@ -19,7 +19,7 @@ import xarray as xr
 import yaml
 
 from data import DataError, variables
-from data.regrid import Grid
+from data.regrid import Grid, wrapped
 
 GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
 KELVIN = 273.15
@@ -207,7 +207,7 @@ def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tup
     array = dataset[name].squeeze().transpose(*_horizontal(dataset, name, path))
     if grid.lat.ndim == 1:
         middle, margin = float(around.lon.mean()), 2.0
-        lon = middle + (grid.lon - middle + 180.0) % 360.0 - 180.0
+        lon = middle + wrapped(grid.lon - middle)
         rows = np.flatnonzero((grid.lat >= around.lat.min() - margin) & (grid.lat <= around.lat.max() + margin))
         columns = np.flatnonzero((lon >= around.lon.min() - margin) & (lon <= around.lon.max() + margin))
         array = array[rows[0] : rows[-1] + 1] if rows.size else array[:0]

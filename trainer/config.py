@@ -193,7 +193,6 @@ class Run(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     resume: Literal["auto", "never"] = "auto"
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
-    timeout_minutes: float = Field(10.0, gt=0, description="longest wait in a collective, if longer than any of `watch`")
     data: Data
     wind_scan: WindScan = WindScan(mode="none")
     model: Model

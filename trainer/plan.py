@@ -86,7 +86,7 @@ def sample_bytes(run: Run) -> float:
     return 4.0 * fields * run.model.grid[0] * run.model.grid[1]
 
 
-def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int) -> list[Table]:
+def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int, samples: int | None) -> list[Table]:
     """The plan of a run as tables.
 
     Raises:
@@ -111,7 +111,6 @@ def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int) -> list[Table]
     row("computing a step", f"{compute:.3f} s")
     row("sent by a rank a step", f"{sent / 1e6:.0f} MB, {communicate:.4f} s at {gpu.network / 1e9:g} GB/s")
     row("share of communication, if none is hidden", f"{100 * communicate / step:.1f} %")
-    samples = training_samples(run)
     if samples is not None:
         row("steps an epoch", f"{samples / run.batch.total:.0f} of {samples} samples; {run.steps} steps are "
             f"{run.steps * run.batch.total / samples:.2f} epochs", "exact")  # fmt: skip
@@ -156,10 +155,10 @@ def main(argv: list[str]) -> int:
 
     def command(options: argparse.Namespace) -> None:
         run = load(options.config, options.overrides)
-        console = Console(width=max(120, Console().width))
-        for table in tables(run, options.gpus, GPUS[options.gpu], options.mfu, options.zero):
+        console, samples = Console(width=max(120, Console().width)), training_samples(run)
+        for table in tables(run, options.gpus, GPUS[options.gpu], options.mfu, options.zero, samples):
             console.print(table)
-        if training_samples(run) is None:
+        if samples is None:
             console.print(f"no store at {run.data.store}: steps an epoch are unknown")
 
     return run_command(argv, parser, command)

@@ -360,7 +360,7 @@ def main(argv: list[str]) -> int:
         with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
             watchdog.enter("rendezvous")
             # Longer than any deadline: the watchdog's report names the silent ranks, a broken collective does not.
-            world = runtime.join(max(run.timeout_minutes, (max(run.watch.model_dump().values()) + BACKSTOP_S) / 60))
+            world = runtime.join((max(run.watch.model_dump().values()) + BACKSTOP_S) / 60)
             watchdog.enter("first_collective")
             runtime.try_collectives(world)
             watchdog.enter("start")

@@ -111,7 +111,13 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
     run = config.parent / f"stopped-{wish}"
     start = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
              "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]}  # fmt: skip
-    command = [*start[launcher], "trainer/train.py", *arguments(config, f"run_dir={run}", *LENGTH, "steps=3000", zero="1")]
+    command = [
+        *start[launcher],
+        "trainer/train.py",
+        *arguments(config, f"run_dir={run}", *LENGTH, "steps=3000", zero="1"),
+        "--stopped-file",
+        str(config.parent / f"requeue-{wish}"),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -126,6 +132,8 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
         subprocess.run(["kill", f"-{wish}", children[-1]], check=True)
     _, errors = process.communicate(timeout=120)
     assert "stopped at step" in errors, errors[-3000:]
+    # A scheduler starts again what its own signal stopped, not what a person or a cancelled job has ended.
+    assert (config.parent / f"requeue-{wish}").exists() == (wish == "USR1")
     stopped_at = json.loads(sorted((run / "checkpoints").glob("step-*/manifest.json"))[-1].read_text())["step"]
     assert 3 <= stopped_at < 3000
     done = train(config, f"run_dir={run}", *LENGTH, f"steps={max(40, stopped_at + 5)}")

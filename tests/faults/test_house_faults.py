@@ -39,11 +39,11 @@ def test_f14_every_read_ahead_depth_works_none_included(tiny: Store) -> None:
 
 def test_f16_a_value_of_the_wrong_type_is_refused_on_the_login_node(config: Path) -> None:
     """An int where a timedelta was needed was found on 256 GPUs: the configuration was first parsed there."""
-    refused = module("trainer", "plan", "--config", str(config), "--gpus", "2", "--gpu", "h200", "timeout_minutes=ten")
+    refused = module("trainer", "plan", "--config", str(config), "--gpus", "2", "--gpu", "h200", "watch.step=ten")
     assert refused.returncode == 2
-    assert "timeout_minutes: Input should be a valid number" in refused.stderr
+    assert "watch.step: Input should be a valid number" in refused.stderr
     assert "Traceback" not in refused.stderr
-    started = train(config, "timeout_minutes=0.5", "steps=4", "schedule.decay_steps=4", ranks=1)
+    started = train(config, "watch.step=30", "steps=4", "schedule.decay_steps=4", ranks=1)
     assert started.returncode == 0, started.stderr[-2000:]
 
 

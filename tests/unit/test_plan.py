@@ -34,11 +34,11 @@ def test_a_sample_is_seventeen_fields() -> None:
 
 def test_a_batch_that_400_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"Nearest possible: batch\.total=800"):
-        plan.tables(load(CHINA, ["batch.total=900"]), 400, plan.GPUS["h200"], 0.35, 1)
+        plan.tables(load(CHINA, ["batch.total=900"]), 400, plan.GPUS["h200"], 0.35, 1, None)
 
 
 def test_the_plan_states_days_memory_and_storage() -> None:
-    quantities, memory = plan.tables(load(CHINA), 400, plan.GPUS["h200"], 0.35, 1)
+    quantities, memory = plan.tables(load(CHINA), 400, plan.GPUS["h200"], 0.35, 1, None)
     names = list(quantities.columns[0].cells)
     values = dict(zip(names, quantities.columns[1].cells, strict=True))
     assert values["parameters"] == f"{PARAMETERS:,}"

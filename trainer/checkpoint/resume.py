@@ -26,7 +26,7 @@ log = logging.getLogger("trainer")
 TAG = "engine"
 CONVERTED = "converted"  # done-mark of a universal form
 # A resumed run may differ in these; everything else would silently train another model.
-FREE_KEYS = ("run_dir", "steps", "resume", "timeout_minutes", "validation", "checkpoint", "telemetry", "expect", "init_from",
+FREE_KEYS = ("run_dir", "steps", "resume", "validation", "checkpoint", "telemetry", "expect", "init_from",
              "max_bad_steps", "data.prefetch", "data.store", "data.cache_dir", "wind_scan.cache", "model.recompute",
              "watch")  # fmt: skip
 
