@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -362,3 +363,30 @@ def test_domains_come_as_arrays_polygons_and_fields(raw: Path, tmp_path: Path) -
     np.testing.assert_array_equal(prepare._domain(str(tmp_path / "d.geojson"), target), inside)
     land = prepare._domain(f"{raw / 'static.nc'}:land", target)
     np.testing.assert_array_equal(land, np.repeat(target.lon[None] < 118, GRID[0], 0))
+
+
+def test_a_run_killed_before_its_wind_scan_writes_it_when_started_again(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = prepare.Scan(tmp_path / "s.wind_scan", 2, (4, 4))
+    ours = plan(raw, raw / "jan.nc", scan=scan)
+    with monkeypatch.context() as killed:
+        killed.setattr(prepare, "_build_scan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(tmp_path / "s.zarr", ours, workers=1)
+    prepare.prepare(tmp_path / "s.zarr", ours, workers=1)
+    wind_scan.open_cache(scan.out, open_store(tmp_path / "s.zarr"), patch=2)
+
+
+def test_a_shard_has_one_writer_and_tasks_without_mpi_are_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ours = tmp_path / "s.zarr", plan(raw, raw / "jan.nc")
+    prepare.begin(path, ours)
+    with (store.parts_path(path) / "lock-1").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="shard 1 of .* is being written by another process"):
+            prepare.load(path, [1], workers=1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "64")
+    with pytest.raises(DataError, match="srun started several tasks without MPI"):
+        prepare.prepare(path, ours, workers=1)
