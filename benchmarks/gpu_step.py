@@ -92,7 +92,7 @@ def bias_ratio(run: Run, device: torch.device) -> float:
     arch, dtype = architecture(run), dtype_of(run)
     tokens = arch.patches[0] * arch.patches[1]
     x = torch.randn(1, tokens, arch.width, device=device, dtype=dtype, requires_grad=True)
-    z = torch.rand(1, tokens, device=device) * 5000.0
+    z = torch.linspace(0.0, 5000.0, tokens, device=device)[None]
 
     def once(bias: bool) -> Callable[[], None]:
         block = Block(arch, elevation_bias=bias, drop_path=0.0).to(device, dtype)

@@ -1,10 +1,13 @@
 """Self-attention with an optional elevation bias that is never held as an (N x N) tensor.
 
-bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of climb.
-Sort the tokens by elevation. Keys at or below the query form a causal triangle without bias; keys above form the
-other one, where -slope * z_j is one more key dimension and +slope * z_i is constant along a row. Both are flash
-attentions, merged by their log-sum-exp; the backward pass runs both kernels with the merged output and log-sum-exp,
-as ring attention does (Liu et al. 2023, https://arxiv.org/abs/2310.01889).
+bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of climb. With
+tokens sorted by elevation, keys before the query have no bias, and for keys after it -slope * z_j belongs to the key and
++slope * z_i is constant along a row. So attention falls into parts that flash kernels compute, merged by their
+log-sum-exp; the backward pass runs the kernels with the merged output and log-sum-exp, as ring attention does (Liu et al.
+2023, https://arxiv.org/abs/2310.01889). The kernels of the two devices can do different things, hence two ways to cut:
+
+- CPU: halves of halves. Every half looks at the other as a whole, and only small squares on the diagonal are left.
+- GPU: two causal triangles, the upper one reversed; its kernels take no bias, so that is one more dimension of the keys.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 QUERY_CHUNK = 512
+DIAGONAL = 1024  # largest square that the forward pass computes with an explicit bias
+DIAGONAL_BACKWARD = 256  # smaller: alpha's gradient needs the scores of the square, too
 FLASH_WIDTH_MULTIPLE = 8  # of the head's width: GPUs need it, CPUs are faster with it
-QKV = tuple[Tensor, Tensor, Tensor]  # (B, H, N, d) each
+QKV = tuple[Tensor, ...]  # q, k and v, (B, n, H, d) each
 log = logging.getLogger("trainer")
 
 
@@ -47,7 +52,10 @@ class Attention(nn.Module):
             self.register_load_state_dict_pre_hook(_load_alpha_from_scalar)
 
     def forward(self, x: Tensor, elevation: Tensor) -> Tensor:
-        """(B, N, D) tokens and their (B, N) elevations in metres -> (B, N, D)."""
+        """(B, N, D) tokens and their (B, N) elevations in metres -> (B, N, D).
+
+        With the bias (and no floor) the tokens must come in ascending order of elevation.
+        """
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         if self.elevation_alpha is None:
@@ -75,13 +83,13 @@ def _load_alpha_from_scalar(module: nn.Module, state: dict[str, Tensor], prefix:
 
 @cache
 def kernel_name(device_type: str, dtype: torch.dtype) -> str:
-    """Which implementation of the elevation bias is used: "flash triangles" or "query chunks"; chosen once, and logged.
+    """How the elevation bias is computed: "flash halves", "flash triangles" or "query chunks"; chosen once, and logged.
 
     On a GPU the triangles are taken only after they have agreed with the plain formula there, gradients included: the
     operators under them are not torch's public interface.
     """
     if device_type == "cpu":
-        return "flash triangles"
+        return "flash halves"
     if dtype not in (torch.bfloat16, torch.float16):
         return "query chunks"  # flash kernels of GPUs take 16 bits only
     try:
@@ -100,9 +108,9 @@ def _triangles_error(device: torch.device, dtype: torch.dtype) -> float:
     """Largest relative difference of output and gradients between both implementations, on 256 random tokens."""
     generator = torch.Generator(device).manual_seed(0)
     qkv = torch.randn(1, 256, 3, 2, 96, generator=generator, device=device, dtype=dtype)
-    z = torch.rand(1, 256, generator=generator, device=device) * 4000.0
+    z = (torch.rand(1, 256, generator=generator, device=device) * 4000.0).sort(1).values
     results = []
-    for attend in (_TwoTriangles.apply, _query_chunks):
+    for attend in (_Triangles.apply, _query_chunks):
         with torch.enable_grad():  # a forecast asks for the kernel, too
             given = qkv.detach().requires_grad_()
             slope = torch.tensor(1e-3, device=device, requires_grad=True)
@@ -117,16 +125,22 @@ def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: flo
 
     Args:
         qkv: (B, N, 3, H, d) queries, keys and values.
-        z: (B, N) elevations.
+        z: (B, N) elevations, ascending (any order with a floor).
         slope: () bias per unit of z; any sign, and differentiable, also at 0.
         floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
 
     Returns:
         (B, N, H, d).
+
+    Raises:
+        RuntimeError: z does not ascend (on a GPU when the device comes to it: nothing waits for the answer).
     """
-    if floor is None and kernel_name(qkv.device.type, qkv.dtype) == "flash triangles":
-        return _TwoTriangles.apply(qkv, z, slope)
-    return _query_chunks(qkv, z, slope, floor)
+    if floor is not None:
+        return _query_chunks(qkv, z, slope, floor)
+    torch._assert_async((z.diff() >= 0).all(), "elevation-biased attention needs its tokens in ascending order of elevation")
+    kernel = kernel_name(qkv.device.type, qkv.dtype)
+    attend = {"flash halves": _Halves.apply, "flash triangles": _Triangles.apply, "query chunks": _query_chunks}[kernel]
+    return attend(qkv, z, slope)
 
 
 def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
@@ -134,7 +148,7 @@ def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = N
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
 
     def attend(q_chunk: Tensor, z_chunk: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> Tensor:
-        climb = (z[:, None, :] - z_chunk[:, :, None]).clamp_min(0)
+        climb = _climb(z_chunk, z)
         bias = -slope * climb if floor is None else (-slope * climb).clamp(floor, 0.0)
         scores = q_chunk @ k.transpose(-1, -2) * q_chunk.shape[-1] ** -0.5 + bias.to(q_chunk.dtype)[:, None]
         return scores.softmax(-1) @ v
@@ -144,66 +158,135 @@ def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = N
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-class _TwoTriangles(torch.autograd.Function):
-    """Tokens are sorted by elevation inside; `low` has keys at or below the query, `high` those above, reversed."""
+def _climb(z_query: Tensor, z_key: Tensor) -> Tensor:
+    """(B, n), (B, m) -> (B, n, m) how far up each key is."""
+    return (z_key[:, None, :] - z_query[:, :, None]).clamp_min(0)
+
+
+class _Halves(torch.autograd.Function):
+    """The lower half of the tokens looks up at the upper half, with a bias that the keys carry, and the upper half looks
+    down without one; then the same inside either half, until squares are left that are small enough for the formula."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
-        z = z - z.mean(dim=1, keepdim=True)  # only differences matter; smaller numbers round less
-        order = torch.argsort(z, dim=1, stable=True)
-        z = z.gather(1, order).to(slope.dtype)
-        rows = _row_numbers(order)
-        sorted_qkv = _take_rows(qkv, rows)
-        low, high = _triangles(sorted_qkv, z, slope)
-        scale = qkv.shape[-1] ** -0.5
-        if qkv.device.type == "cpu" and slope == 0:
-            # Looking at a number is free on the CPU, and an inert bias must equal the plain block to the last bit.
-            out, lse = _flash(*_heads_first(qkv), causal=False, scale=scale)
-            saved_out = _heads_first_one(_take_rows(out.transpose(1, 2), rows))
-            saved_lse = lse.transpose(1, 2).flatten(0, 1).index_select(0, rows).view_as(lse.transpose(1, 2)).transpose(1, 2)
-            result = out.transpose(1, 2)
+        z = (z - z.mean(dim=1, keepdim=True)).to(slope.dtype)  # only differences matter; smaller numbers round less
+        if slope == 0:  # an inert bias must equal the plain block to the last bit
+            out, lse = _flash(qkv.unbind(2))
         else:
-            low_out, low_lse = _flash(*low, causal=True, scale=scale)
-            high_out, high_lse = _flash(*high, causal=True, scale=scale)
-            saved_out, saved_lse = _merge(low_out, low_lse, high_out, high_lse, (slope * z)[:, None])
-            result = _put_rows(saved_out.transpose(1, 2), rows)
-        ctx.save_for_backward(sorted_qkv, z, slope, rows, saved_out, saved_lse)
-        return result
+            squares, halves = _cut(qkv.shape[1], DIAGONAL)
+            parts = [_flash(qkv[:, s].unbind(2), bias=(-slope * _climb(z[:, s], z[:, s]))[:, None]) for s in squares]
+            out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+            out = out.to(slope.dtype)
+            for low, high in halves:
+                (q_low, k_low, v_low), (q_high, k_high, v_high) = qkv[:, low].unbind(2), qkv[:, high].unbind(2)
+                _merge(out[:, high], lse[:, high], *_flash((q_high, k_low, v_low)))
+                up, up_lse = _flash((q_low, k_high, v_high), bias=-slope * z[:, None, None, high])
+                _merge(out[:, low], lse[:, low], up, up_lse + slope * z[:, low, None])
+            out = out.to(qkv.dtype)
+        ctx.save_for_backward(qkv, z, slope, out, lse)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
-        sorted_qkv, z, slope, rows, out, lse = ctx.saved_tensors
-        width = sorted_qkv.shape[-1]
-        scale = width**-0.5
-        low, high = _triangles(sorted_qkv, z, slope)
-        grad = _heads_first_one(_take_rows(grads[0], rows))
-        low_grads = _flash_backward(grad, *low, out, lse, scale)
-        extra = high[0].shape[-1] - width
+        qkv, z, slope, out, lse = ctx.saved_tensors
+        grad, width, scale = grads[0].contiguous(), qkv.shape[-1], qkv.shape[-1] ** -0.5
+        squares, halves = _cut(qkv.shape[1], DIAGONAL_BACKWARD)
+        grad_qkv, grad_slope = torch.empty_like(qkv, dtype=slope.dtype), torch.zeros_like(slope)
+        for s in squares:
+            square = _square_backward(grad[:, s], qkv[:, s], z[:, s], slope, out[:, s], lse[:, s])
+            grad_qkv[:, s], grad_slope = square[0], grad_slope + square[1]
+        # Two more dimensions, each zero on the other side: their gradients are the sums of dS over keys and over queries.
+        pad = (0, FLASH_WIDTH_MULTIPLE)
+        wide, wide_grad, wide_out = F.pad(qkv, pad), F.pad(grad, pad), F.pad(out, pad)
+        wide[:, :, 0, :, width], wide[:, :, 1, :, width + 1] = 1, 1
+        for low, high in halves:
+            looking_down = qkv[:, high, 0], qkv[:, low, 1], qkv[:, low, 2]
+            down = _flash_backward(grad[:, high], looking_down, out[:, high], lse[:, high], scale)
+            looking_up = wide[:, low, 0], wide[:, high, 1], wide[:, high, 2]
+            shifted, bias = lse[:, low] - slope * z[:, low, None], -slope * z[:, None, None, high]
+            up = _flash_backward(wide_grad[:, low], looking_up, wide_out[:, low], shifted, scale, bias=bias)
+            grad_qkv[:, high, 0] += down[0]
+            grad_qkv[:, low, 1] += down[1]
+            grad_qkv[:, low, 2] += down[2]
+            grad_qkv[:, low, 0] += up[0][..., :width]
+            grad_qkv[:, high, 1] += up[1][..., :width]
+            grad_qkv[:, high, 2] += up[2][..., :width]
+            over_keys = up[0][..., width + 1].sum(-1).to(slope.dtype) / scale
+            over_queries = up[1][..., width].sum(-1).to(slope.dtype) / scale
+            grad_slope = grad_slope + (over_keys * z[:, low]).sum() - (over_queries * z[:, high]).sum()
+        return grad_qkv.to(qkv.dtype), None, grad_slope
 
-        def reverse(x: Tensor, pad: int) -> Tensor:
-            return F.pad(x.flip(2)[:, :, 1:], (0, pad))
 
-        shifted = (lse - (slope * z)[:, None]).flip(2)[:, :, 1:].contiguous()
-        high_grads = _flash_backward(reverse(grad, extra), *high, reverse(out, extra), shifted, scale)
-        grad_qkv = torch.stack([g.transpose(1, 2) for g in low_grads], dim=2)
-        grad_high = [g.flip(2).transpose(1, 2) for g in high_grads]
-        grad_qkv[:, :-1, 0] += grad_high[0][..., :width]
-        grad_qkv[:, 1:, 1] += grad_high[1][..., :width]
-        grad_qkv[:, 1:, 2] += grad_high[2][..., :width]
-        # dS summed over queries is the first extra key dimension's gradient, over keys the probe dimension's.
-        over_queries = grad_high[1][..., width].sum(-1).to(slope.dtype) / scale
-        over_keys = grad_high[0][..., width + _bias_terms(sorted_qkv.dtype)].sum(-1).to(slope.dtype) / scale
+def _cut(tokens: int, square: int) -> tuple[list[slice], list[tuple[slice, slice]]]:
+    """Tokens -> (squares on the diagonal, pairs of neighbouring halves), together every pair of tokens once."""
+    squares = [slice(start, min(start + square, tokens)) for start in range(0, tokens, square)]
+    halves = []
+    runs = [squares]
+    while runs:
+        run = runs.pop()
+        if len(run) > 1:
+            low, high = run[: len(run) // 2], run[len(run) // 2 :]
+            halves.append((slice(low[0].start, low[-1].stop), slice(high[0].start, high[-1].stop)))
+            runs += [low, high]
+    return squares, halves
+
+
+def _square_backward(grad: Tensor, qkv: Tensor, z: Tensor, slope: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a square for qkv (B, n, 3, H, d) and for the slope, from the formula itself."""
+    scale, climb = qkv.shape[-1] ** -0.5, _climb(z, z)
+    q, k, v = (part.transpose(1, 2).to(slope.dtype) for part in qkv.unbind(2))
+    grad, out = grad.transpose(1, 2).to(slope.dtype), out.transpose(1, 2).to(slope.dtype)
+    shift = (slope * climb)[:, None] + lse.transpose(1, 2)[..., None]
+    weights = (q @ k.transpose(-1, -2)).mul_(scale).sub_(shift).exp_()
+    grad_scores = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
+    grad_slope = -(grad_scores.sum(1) * climb).sum()
+    grad_q, grad_k = (grad_scores @ k) * scale, (grad_scores.transpose(-1, -2) @ q) * scale
+    return torch.stack([grad_q, grad_k, weights.transpose(-1, -2) @ grad], dim=2).permute(0, 3, 2, 1, 4), grad_slope
+
+
+class _Triangles(torch.autograd.Function):
+    """Keys at or before the query are a causal attention; those after it are another one once the tokens are reversed."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+        z = (z - z.mean(dim=1, keepdim=True)).to(slope.dtype)
+        width = qkv.shape[-1]
+        out, lse = _flash(qkv.unbind(2), causal=True)
+        up, up_lse = _flash(_reversed(qkv, z, slope), causal=True, scale=width**-0.5)
+        out = out.to(slope.dtype)
+        _merge(out[:, :-1], lse[:, :-1], up.flip(1)[..., :width], up_lse.flip(1) + slope * z[:, :-1, None])
+        out = out.to(qkv.dtype)
+        ctx.save_for_backward(qkv, z, slope, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        qkv, z, slope, out, lse = ctx.saved_tensors
+        width, scale = qkv.shape[-1], qkv.shape[-1] ** -0.5
+        down = _flash_backward(grads[0], qkv.unbind(2), out, lse, scale, causal=True)
+        high = _reversed(qkv, z, slope)
+        pad = (0, high[0].shape[-1] - width)
+        wide_grad, wide_out = (F.pad(x.flip(1)[:, 1:], pad) for x in (grads[0], out))
+        shifted = (lse - slope * z[..., None]).flip(1)[:, 1:]
+        up = [x.flip(1) for x in _flash_backward(wide_grad, high, wide_out, shifted, scale, causal=True)]
+        grad_qkv = torch.stack(down, dim=2)
+        grad_qkv[:, :-1, 0] += up[0][..., :width]
+        grad_qkv[:, 1:, 1] += up[1][..., :width]
+        grad_qkv[:, 1:, 2] += up[2][..., :width]
+        # Sums of dS: over queries in the first extra dimension of the keys, over keys in the probe of the queries.
+        over_queries = up[1][..., width].sum(-1).to(slope.dtype) / scale
+        over_keys = up[0][..., width + _bias_terms(qkv.dtype)].sum(-1).to(slope.dtype) / scale
         grad_slope = (over_keys * z[:, :-1]).sum() - (over_queries * z[:, 1:]).sum()
-        return _put_rows(grad_qkv, rows), None, grad_slope
+        return grad_qkv, None, grad_slope
 
 
-def _triangles(qkv: Tensor, z: Tensor, slope: Tensor) -> tuple[QKV, QKV]:
-    """Sorted (B, N, 3, H, d) -> (q, k, v) of both triangles, heads first.
+def _reversed(qkv: Tensor, z: Tensor, slope: Tensor) -> QKV:
+    """q, k and v of the upper triangle, reversed; without its first query and last key, causal means strictly above.
 
-    The upper one is reversed, without its first query and last key (causal then means strictly above), and has extra
-    dimensions: the key bias as one number (three in reduced precision) against ones, and a probe of zeros against ones.
+    They have extra dimensions: the key bias as one number (three in reduced precision) against ones, and a probe of
+    zeros against ones.
     """
-    q, k, v = _heads_first(qkv)
+    q, k, v = qkv.unbind(2)
     bias = -slope * z * qkv.shape[-1] ** 0.5
     terms = []
     for _ in range(_bias_terms(qkv.dtype)):
@@ -212,12 +295,12 @@ def _triangles(qkv: Tensor, z: Tensor, slope: Tensor) -> tuple[QKV, QKV]:
     unused = -(q.shape[-1] + len(terms) + 1) % FLASH_WIDTH_MULTIPLE
     extra = len(terms) + 1 + unused
     ones, zeros = torch.ones_like(terms[0]), torch.zeros_like(terms[0])
-    columns = torch.stack([*terms, ones, *[zeros] * unused], dim=-1)[:, None].expand(-1, q.shape[1], -1, -1)
+    columns = torch.stack([*terms, ones, *[zeros] * unused], dim=-1)[:, :, None].expand(-1, -1, q.shape[2], -1)
     probe = F.pad(torch.ones(len(terms), dtype=q.dtype, device=q.device), (0, 1 + unused))
-    high_q = torch.cat([q.flip(2)[:, :, 1:], probe.expand(*q.shape[:2], q.shape[2] - 1, extra)], dim=-1)
-    high_k = torch.cat([k, columns], dim=-1).flip(2)[:, :, :-1]
-    high_v = F.pad(v.flip(2)[:, :, :-1], (0, extra))
-    return (q, k, v), (high_q, high_k, high_v)
+    high_q = torch.cat([q.flip(1)[:, 1:], probe.expand(q.shape[0], q.shape[1] - 1, q.shape[2], extra)], dim=-1)
+    high_k = torch.cat([k, columns], dim=-1).flip(1)[:, :-1]
+    high_v = F.pad(v.flip(1)[:, :-1], (0, extra))
+    return high_q, high_k, high_v
 
 
 def _bias_terms(dtype: torch.dtype) -> int:
@@ -225,52 +308,36 @@ def _bias_terms(dtype: torch.dtype) -> int:
     return 1 if dtype in (torch.float32, torch.float64) else 3
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """(output, log-sum-exp) of the device's flash attention."""
+def _flash(
+    parts: QKV, *, causal: bool = False, scale: float | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(output (B, n, H, d), log-sum-exp (B, n, H)) of the device's flash attention; only CPUs take a bias."""
+    q, k, v = (x.transpose(1, 2) for x in parts)
     if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
-    return out, lse
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = flash(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    else:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def _flash_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> QKV:
-    """Gradients of a causal triangle for q, k and v, given the merged output and log-sum-exp."""
+def _flash_backward(
+    grad: Tensor, parts: QKV, out: Tensor, lse: Tensor, scale: float, *, causal: bool = False, bias: Tensor | None = None
+) -> QKV:
+    """Gradients of a part for its q, k and v, given the merged output and log-sum-exp."""
+    grad, q, k, v, out, lse = (x.transpose(1, 2) for x in (grad, *parts, out, lse))
     if q.device.type == "cpu":
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return backward(grad, q, k, v, out, lse, 0.0, True, scale=scale)
-    no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
-    return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, True, no_dropout, no_dropout[:0], scale=scale
-    )  # fmt: skip
+        grads = backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale)
+    else:
+        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the dropout's random state
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        grads = backward(grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal,
+                         unused, unused[:0], scale=scale)  # fmt: skip
+    return tuple(x.transpose(1, 2) for x in grads)
 
 
-def _merge(low_out: Tensor, low_lse: Tensor, high_out: Tensor, high_lse: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Combine both triangles' outputs (B, H, N, d) by their log-sum-exp (B, H, N)."""
-    width = low_out.shape[-1]
-    above = F.pad((high_lse.flip(2) + shift[:, :, :-1]), (0, 1), value=float("-inf"))
-    lse = torch.logaddexp(low_lse, above)
-    out = low_out * (low_lse - lse).exp()[..., None]
-    out[:, :, :-1] += high_out.flip(2)[..., :width] * (above - lse)[:, :, :-1].exp()[..., None]
-    return out.to(low_out.dtype), lse
-
-
-def _row_numbers(order: Tensor) -> Tensor:
-    batch, tokens = order.shape
-    return (order + torch.arange(batch, device=order.device)[:, None] * tokens).flatten()
-
-
-def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    return x.flatten(0, 1).index_select(0, rows).view_as(x)
-
-
-def _put_rows(x: Tensor, rows: Tensor) -> Tensor:
-    return torch.empty_like(x.flatten(0, 1)).index_copy_(0, rows, x.flatten(0, 1)).view(x.shape)
-
-
-def _heads_first(qkv: Tensor) -> QKV:
-    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-    return q, k, v
-
-
-def _heads_first_one(x: Tensor) -> Tensor:
-    return x.transpose(1, 2)
+def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
+    """Add the keys behind `more` (B, n, H, d) and its log-sum-exp (B, n, H) to `out` and `lse`, in place."""
+    out.lerp_(more.to(out.dtype), torch.sigmoid(more_lse - lse)[..., None])
+    lse.copy_(torch.logaddexp(lse, more_lse))
