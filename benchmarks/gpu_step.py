@@ -1,8 +1,9 @@
 """Training on a GPU at 128 x 256: samples/s, peak memory and MFU by micro-batch, under ZeRO 1 in bf16.
 
 Ours and the obvious implementation, each with and without torch.compile of the blocks; a block with the elevation bias
-against one without; and the calls inside a step at which the host would wait for the device. `--tiny` runs the same code
-on a small network, on the CPU where there is no GPU: it shows that the script works, its figures mean nothing.
+against one without, and FlexAttention doing the same; and the calls inside a step at which the host would wait for the
+device. `--tiny` runs the same code on a small network, on the CPU where there is no GPU: it shows that the script works,
+its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measuring import Action, interleaved, ratio
-from tests import obvious
+from tests.obvious import Obvious
 from trainer import runtime
 from trainer.config import Run, load
 from trainer.engine import build_engine, dtype_of, resolve_deepspeed
 from trainer.inputs import architecture
-from trainer.model.attention import kernel_name
+from trainer.model.attention import Attention, kernel_name
 from trainer.model.flops import training_flops
 from trainer.model.topoflow import Block, TopoFlow
 from trainer.telemetry import measure_matrix_rate
@@ -33,14 +36,6 @@ from trainer.telemetry import measure_matrix_rate
 ROOT = Path(__file__).parents[1]
 TINY = ["model.grid=[16, 32]", "model.width=64", "model.depth=2", "model.heads=4", "precision=fp32"]
 WAITING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item")
-
-
-class Obvious(TopoFlow):
-    """The same parameters, computed the obvious way."""
-
-    def forward(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> Tensor:
-        dtype = self.pos_embed.dtype
-        return obvious.forward(self, x.to(dtype), lead_hours.to(dtype), elevation.to(dtype), rank)
 
 
 def training_step(run: Run, kind: type[TopoFlow], compiled: bool, device: torch.device) -> tuple[Action, Action]:
@@ -87,15 +82,38 @@ def measure(run: Run, kind: type[TopoFlow], compiled: bool, device: torch.device
     return run.batch.micro / each, peak, training_flops(architecture(run), run.batch.micro) / each / rate
 
 
-def bias_ratio(run: Run, device: torch.device) -> float:
-    """Time of a block with the elevation bias over one without."""
+class FlexAttention(Attention):
+    """The rival: the bias as a score modification that torch compiles into one attention kernel."""
+
+    def forward(self, x: Tensor, elevation: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).transpose(1, 3).unbind(2)
+        assert self.elevation_alpha is not None
+        slope = self.elevation_alpha.float()[0] / self.H_scale.float()
+
+        def climb_costs(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score - slope * (elevation[b, j] - elevation[b, i]).clamp_min(0)
+
+        return self.proj(flex(x.device)(q, k, v, score_mod=climb_costs).transpose(1, 2).reshape(batch, tokens, width))
+
+
+@cache
+def flex(device: torch.device) -> Callable[..., Tensor]:
+    """Compiled where there is a GPU; CPUs have no backward pass of it, and here serve to check the formula."""
+    return torch.compile(flex_attention, dynamic=False) if device.type == "cuda" else flex_attention
+
+
+def bias_ratios(run: Run, device: torch.device) -> dict[str, float]:
+    """Time of a block with the elevation bias over one without, by how the bias is computed."""
     arch, dtype = architecture(run), dtype_of(run)
     tokens = arch.patches[0] * arch.patches[1]
     x = torch.randn(1, tokens, arch.width, device=device, dtype=dtype, requires_grad=True)
     z = torch.linspace(0.0, 5000.0, tokens, device=device)[None]
 
-    def once(bias: bool) -> Callable[[], None]:
-        block = Block(arch, elevation_bias=bias, drop_path=0.0).to(device, dtype)
+    def once(bias: bool, kind: type[Attention] = Attention) -> Callable[[], None]:
+        block = Block(arch, elevation_bias=bias, drop_path=0.0)
+        block.attn = kind(arch.width, arch.heads, bias)
+        block.to(device, dtype)
 
         def action() -> None:
             block(x, z).sum().backward()
@@ -104,7 +122,11 @@ def bias_ratio(run: Run, device: torch.device) -> float:
 
         return action
 
-    return ratio(interleaved({"biased": once(True), "plain": once(False)}, rounds=10), "biased", "plain")
+    actions = {"ours": once(True), "plain": once(False)}
+    if device.type == "cuda":
+        actions["FlexAttention"] = once(True, FlexAttention)
+    seconds = interleaved(actions, rounds=10)
+    return {name: ratio(seconds, name, "plain") for name in actions if name != "plain"}
 
 
 def host_waits(run: Run, device: torch.device) -> dict[str, int]:
@@ -147,7 +169,8 @@ def main() -> None:
                 table.add_row(kind.__name__, str(compiled), str(micro), f"{speed:.2f}", f"{peak:.1f}", f"{100 * mfu:.1f}")
     Console(width=110).print(table)
     kernel = kernel_name(device.type, dtype_of(run))
-    print(f"elevation bias by {kernel}: {bias_ratio(run, device):.3f} x a plain block (limit 1.10)")
+    for name, cost in bias_ratios(run, device).items():
+        print(f"elevation bias by {kernel if name == 'ours' else name}: {cost:.3f} x a plain block (limit 1.10)")
     print(f"host waits inside forward and backward: {host_waits(run, device) or 'none'}")
     runtime.leave()
 

@@ -33,7 +33,7 @@ def aggregate(model: TopoFlow, x: Tensor) -> Tensor:
     return out[0].view(len(x), -1, arch.width)
 
 
-def attend(qkv: Tensor, z: Tensor, slope: Tensor | float) -> Tensor:
+def attend(qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
     """(B, N, 3, H, d), (B, N) -> (B, N, H, d) with the whole bias and score matrix."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
     bias = -slope * (z[:, None, :] - z[:, :, None]).clamp_min(0)
@@ -43,8 +43,11 @@ def attend(qkv: Tensor, z: Tensor, slope: Tensor | float) -> Tensor:
 def block(layer: Block, x: Tensor, z: Tensor) -> Tensor:
     attn = layer.attn
     qkv = attn.qkv(layer.norm1(x)).view(*x.shape[:2], 3, attn.heads, -1)
-    slope = 0.0 if attn.elevation_alpha is None else attn.elevation_alpha / attn.H_scale
-    x = x + attn.proj(attend(qkv, z, slope).flatten(2))
+    if attn.elevation_alpha is None:
+        out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).transpose(1, 2)
+    else:
+        out = attend(qkv, z, attn.elevation_alpha / attn.H_scale)
+    x = x + attn.proj(out.flatten(2))
     return x + layer.mlp(layer.norm2(x))
 
 
@@ -67,3 +70,11 @@ def forward(model: TopoFlow, x: Tensor, lead_hours: Tensor, elevation: Tensor, r
     out = model.head(encode(model, x, lead_hours, elevation, rank)).view(len(x), rows, cols, p, p, arch.variables)
     out = torch.einsum("nhwpqc->nchpwq", out).reshape(len(x), arch.variables, rows * p, cols * p)
     return out[:, list(arch.target_channels)]
+
+
+class Obvious(TopoFlow):
+    """A module with the same parameters, to train."""
+
+    def forward(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> Tensor:
+        dtype = self.pos_embed.dtype
+        return forward(self, x.to(dtype), lead_hours.to(dtype), elevation.to(dtype), rank)

@@ -181,6 +181,20 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def _lock(file: IO[str], patience_s: float = 2.0) -> bool:
+    """Lock `file` for this process alone; whoever only looks whether it is locked lets go within `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
 def claim(run_dir: Path, world: World) -> IO[str]:
     """Hold the run directory for this job, so that orphans of a killed launcher and their successor never both write.
 
@@ -191,9 +205,7 @@ def claim(run_dir: Path, world: World) -> IO[str]:
     held = (run_dir / "lock").open("a+")
     refusal: list[str | None] = [None]
     if world.is_main:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(held):
             held.seek(0)
             refusal = [f"{run_dir} is being trained by {held.read().strip()}: end that first, or choose another run_dir."]
         else:

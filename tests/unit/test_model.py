@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import obvious
@@ -161,6 +163,46 @@ def test_folded_aggregation_equals_convolution_and_attention(patch: int) -> None
     scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
     ours = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.float64)
     assert relative(ours, obvious.aggregate(model, x)) < 1e-13
+
+
+def test_folded_aggregation_in_bf16_loses_little_more_than_rounding_its_result() -> None:
+    """Tables and softmax stay fp32; only the one large product is rounded. The obvious way rounds every step."""
+    arch = Architecture((16, 16), 15, (0, 2), width=96, depth=1, heads=4)
+    model = randomised(arch).bfloat16()
+    x = torch.randn(2, 15, 16, 16, dtype=torch.float64).bfloat16()
+    truth = obvious.aggregate(copy.deepcopy(model).double(), x.double())
+    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
+    ours = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.bfloat16)
+    assert ours.dtype == torch.bfloat16
+    assert relative(ours, truth) < 1.25 * relative(truth.bfloat16(), truth)
+    assert relative(ours, truth) < 0.75 * relative(obvious.aggregate(model, x), truth)
+
+
+class HostReads(TorchDispatchMode):
+    """Names of the operators at which the host would wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAITING:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kernel", "reads"), [("flash triangles", []), ("query chunks", []), ("flash halves", None)])
+def test_nothing_in_forward_and_backward_waits_for_a_gpu(kernel: str, reads: list[str] | None) -> None:
+    """The halves of a CPU do look at a number: that the test would see it."""
+    arch = replace(SMALL, dropout=0.3, drop_path=0.3)
+    model = randomised(arch, dtype=torch.float32).train()
+    given = arguments(arch, dtype=torch.float32)
+    with mock.patch.object(attention, "kernel_name", return_value=kernel), HostReads() as host:
+        model(*given).square().mean().backward()
+    assert host.seen == reads or (reads is None and "_local_scalar_dense" in host.seen)
 
 
 @pytest.mark.parametrize("kernel", [_Halves.apply, _Triangles.apply, _query_chunks], ids=["halves", "triangles", "chunks"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
+from pathlib import Path
+
 import pytest
 
-from trainer.runtime import LaunchError, find_ranks
+from trainer.runtime import LaunchError, _lock, find_ranks
 
 
 @pytest.mark.parametrize(
@@ -32,3 +36,14 @@ def test_ranks_are_found(environ: dict[str, str], expected: tuple[int, int, int,
 def test_contradictions_are_refused(environ: dict[str, str], message: str) -> None:
     with pytest.raises(LaunchError, match=message):
         find_ranks(environ)
+
+
+@pytest.mark.parametrize(("seconds", "locked"), [(0.2, True), (60.0, False)])
+def test_a_glance_at_the_lock_of_a_run_does_not_keep_it_from_starting(tmp_path: Path, seconds: float, locked: bool) -> None:
+    """`status` holds a shared lock for a moment; another trainer holds it for good."""
+    with (tmp_path / "lock").open("w") as glance, (tmp_path / "lock").open("a+") as ours:
+        fcntl.flock(glance, fcntl.LOCK_SH)
+        timer = threading.Timer(seconds, fcntl.flock, (glance, fcntl.LOCK_UN))
+        timer.start()
+        assert _lock(ours, patience_s=1.0) == locked
+        timer.cancel()

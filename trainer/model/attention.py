@@ -120,6 +120,7 @@ def _triangles_error(device: torch.device, dtype: torch.dtype) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
+@torch.compiler.disable  # its kernels are compiled already, and their choice must not be traced
 def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) - slope * relu(z_j - z_i)) v, memory linear in N.
 
