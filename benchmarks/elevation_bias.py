@@ -20,7 +20,7 @@ def block(tokens: int, bias: bool) -> Action:
     arch = Architecture(grid=(2, 2 * tokens), variables=15, target_channels=(0,), alpha_init=1.0)
     layer = Block(arch, elevation_bias=bias, drop_path=0.0)
     x = torch.randn(1, tokens, arch.width, requires_grad=True)
-    z, grad = torch.linspace(0.0, 5000.0, tokens)[None], torch.randn(1, tokens, arch.width)
+    z, grad = torch.rand(1, tokens) * 5000.0, torch.randn(1, tokens, arch.width)
 
     def action() -> None:
         layer(x, z).backward(grad)

@@ -81,7 +81,7 @@ def scan(arch: Architecture) -> Action:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     ours, theirs = (peak_gb(partial(step_alone, kind)) for kind in (TopoFlow, Obvious))
     print(f"a step needs {ours[1]:.2f} GB, the obvious one {theirs[1]:.2f} GB: {ours[1] / theirs[1]:.2f} x (limit 0.4)")

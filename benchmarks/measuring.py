@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -38,8 +39,8 @@ def peak_gb(make: Callable[[], Action]) -> tuple[float, float]:
 
     The second call is measured: the first may create what lasts, as an optimizer's moments.
     """
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # the C library gives memory back when it is freed, in new processes
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # The C library then gives memory back when it is freed, as far as new processes are concerned.
+    with mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (make, torch.get_num_threads()))
 
 

@@ -312,7 +312,8 @@ def describe(run: Run, inputs: Inputs, world: runtime.World, engine: Any, sample
         "batch %d = %d micro x %d accumulated x %d ranks; elevation bias by %s",
         world.size, world.launcher, world.device.type, engine.zero_optimization_stage(), run.precision, f"{parameters:,}",
         samples, run.steps * run.batch.total / samples, run.batch.total, run.batch.micro,
-        run.batch.accumulation(world.size), world.size, kernel_name(world.device.type, engines.dtype_of(run)),
+        run.batch.accumulation(world.size), world.size,
+        kernel_name(world.device.type, engines.dtype_of(run), run.model.width // run.model.heads),
     )  # fmt: skip
     log.info(
         "learning rate: %.3g after %d warm-up steps, cosine to %.3g at step %d, run ends at step %d",

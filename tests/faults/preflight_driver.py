@@ -174,6 +174,7 @@ CASES: dict[str, Callable[[], object]] = {
     "lost embedding": lost_position_embedding,
     "deaf scan": scan_that_is_not_read,
     "dead bias": overriding("model.alpha_init=0.0"),
+    "faint bias": overriding("model.alpha_init=1e-5"),
     "unexpected loss": overriding("expect={val_loss: 0.3557, tolerance: 0.02}"),
     "NaN": loss_that_is_not_finite,
     "clock": skewed_clock,

@@ -79,6 +79,7 @@ def test_f15_settings_that_crash_large_jobs_are_refused(said: Said) -> None:
 def test_f37_a_feature_that_cannot_act_is_refused_before_launch(said: Said) -> None:
     """4,300 GPU-hours went into a bias that changed nothing."""
     assert "elevation bias changes nothing" in failures(said, "dead bias")["sensitivity"][0]
+    assert "less than 0.001) changes nothing" in failures(said, "faint bias")["sensitivity"][0]
 
 
 def test_f38_one_command_answers_for_a_run_before_it_starts_and_one_while_it_runs() -> None:

@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 QUERY_CHUNK = 512
 DIAGONAL = 1024  # largest square that the forward pass computes with an explicit bias
 DIAGONAL_BACKWARD = 256  # smaller: alpha's gradient needs the scores of the square, too
-FLASH_WIDTH_MULTIPLE = 8  # of the head's width: GPUs need it, CPUs are faster with it
+FLASH_WIDTH_MULTIPLE = 8  # of the head's width: GPUs need it, to CPUs it makes no difference
+FLASH_WIDTH_LIMIT = 256
 QKV = tuple[Tensor, ...]  # q, k and v, (B, n, H, d) each
 log = logging.getLogger("trainer")
 
@@ -52,10 +53,7 @@ class Attention(nn.Module):
             self.register_load_state_dict_pre_hook(_load_alpha_from_scalar)
 
     def forward(self, x: Tensor, elevation: Tensor) -> Tensor:
-        """(B, N, D) tokens and their (B, N) elevations in metres -> (B, N, D).
-
-        With the bias (and no floor) the tokens must come in ascending order of elevation.
-        """
+        """(B, N, D) tokens and their (B, N) elevations in metres -> (B, N, D)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         if self.elevation_alpha is None:
@@ -82,8 +80,9 @@ def _load_alpha_from_scalar(module: nn.Module, state: dict[str, Tensor], prefix:
 
 
 @cache
-def kernel_name(device_type: str, dtype: torch.dtype) -> str:
-    """How the elevation bias is computed: "flash halves", "flash triangles" or "query chunks"; chosen once, and logged.
+def kernel_name(device_type: str, dtype: torch.dtype, width: int) -> str:
+    """How the elevation bias is computed for heads of this width: "flash halves", "flash triangles" or "query chunks";
+    chosen once, and logged.
 
     On a GPU the triangles are taken only after they have agreed with the plain formula there, gradients included: the
     operators under them are not torch's public interface.
@@ -92,8 +91,13 @@ def kernel_name(device_type: str, dtype: torch.dtype) -> str:
         return "flash halves"
     if dtype not in (torch.bfloat16, torch.float16):
         return "query chunks"  # flash kernels of GPUs take 16 bits only
+    if width % FLASH_WIDTH_MULTIPLE or width + FLASH_WIDTH_MULTIPLE > FLASH_WIDTH_LIMIT:
+        log.warning("WARNING: heads of width %d are not for the flash kernels of a GPU (a multiple of %d, at most %d): the "
+                    "elevation bias uses slower query chunks", width, FLASH_WIDTH_MULTIPLE,
+                    FLASH_WIDTH_LIMIT - FLASH_WIDTH_MULTIPLE)  # fmt: skip
+        return "query chunks"
     try:
-        error = _triangles_error(torch.device(device_type), dtype)
+        error = _triangles_error(torch.device(device_type), dtype, width)
     except (RuntimeError, AttributeError, TypeError) as problem:  # an operator that is absent or has another signature
         log.warning("WARNING: no flash triangles on %s (%s): the elevation bias uses slower query chunks", device_type, problem)
         return "query chunks"
@@ -104,10 +108,10 @@ def kernel_name(device_type: str, dtype: torch.dtype) -> str:
     return "flash triangles"
 
 
-def _triangles_error(device: torch.device, dtype: torch.dtype) -> float:
+def _triangles_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Largest relative difference of output and gradients between both implementations, on 256 random tokens."""
     generator = torch.Generator(device).manual_seed(0)
-    qkv = torch.randn(1, 256, 3, 2, 96, generator=generator, device=device, dtype=dtype)
+    qkv = torch.randn(1, 256, 3, 2, width, generator=generator, device=device, dtype=dtype)
     z = (torch.rand(1, 256, generator=generator, device=device) * 4000.0).sort(1).values
     results = []
     for attend in (_Triangles.apply, _query_chunks):
@@ -126,22 +130,25 @@ def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: flo
 
     Args:
         qkv: (B, N, 3, H, d) queries, keys and values.
-        z: (B, N) elevations, ascending (any order with a floor).
+        z: (B, N) elevations.
         slope: () bias per unit of z; any sign, and differentiable, also at 0.
         floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
 
     Returns:
         (B, N, H, d).
-
-    Raises:
-        RuntimeError: z does not ascend (on a GPU when the device comes to it: nothing waits for the answer).
     """
-    if floor is not None:
+    kernel = "query chunks" if floor is not None else kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1])
+    if kernel == "query chunks":
         return _query_chunks(qkv, z, slope, floor)
-    torch._assert_async((z.diff() >= 0).all(), "elevation-biased attention needs its tokens in ascending order of elevation")
-    kernel = kernel_name(qkv.device.type, qkv.dtype)
-    attend = {"flash halves": _Halves.apply, "flash triangles": _Triangles.apply, "query chunks": _query_chunks}[kernel]
-    return attend(qkv, z, slope)
+    order = torch.argsort(z, dim=1, stable=True)
+    attend = _Halves.apply if kernel == "flash halves" else _Triangles.apply
+    out = _Reordered.apply(attend(_Reordered.apply(qkv, order), z.gather(1, order), slope), inverse(order))
+    if kernel == "flash halves" and slope == 0:
+        # Looking at a number is free on a CPU, and an inert bias must equal the plain block to the last bit.
+        with torch.no_grad():
+            plain = _flash(qkv.unbind(2))[0]
+        out = plain + (out - out.detach())
+    return out
 
 
 def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
@@ -164,26 +171,48 @@ def _climb(z_query: Tensor, z_key: Tensor) -> Tensor:
     return (z_key[:, None, :] - z_query[:, :, None]).clamp_min(0)
 
 
+def inverse(permutation: Tensor) -> Tensor:
+    """(B, N) permutations of 0 .. N-1 -> the inverse of each."""
+    places = torch.arange(permutation.shape[1], device=permutation.device).expand_as(permutation)
+    return torch.empty_like(permutation).scatter_(1, permutation, places)
+
+
+class _Reordered(torch.autograd.Function):
+    """x (B, N, ...), order (B, N) -> x[b, order[b]]; the backward is a gather by the inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _gather(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return _gather(grads[0], inverse(order)), None
+
+
+def _gather(x: Tensor, order: Tensor) -> Tensor:
+    rows = order + torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view_as(x)
+
+
 class _Halves(torch.autograd.Function):
-    """The lower half of the tokens looks up at the upper half, with a bias that the keys carry, and the upper half looks
+    """The lower half of the sorted tokens looks up at the upper half, with a bias that the keys carry, and the upper half looks
     down without one; then the same inside either half, until squares are left that are small enough for the formula."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         z = (z - z.mean(dim=1, keepdim=True)).to(slope.dtype)  # only differences matter; smaller numbers round less
-        if slope == 0:  # an inert bias must equal the plain block to the last bit
-            out, lse = _flash(qkv.unbind(2))
-        else:
-            squares, halves = _cut(qkv.shape[1], DIAGONAL)
-            parts = [_flash(qkv[:, s].unbind(2), bias=(-slope * _climb(z[:, s], z[:, s]))[:, None]) for s in squares]
-            out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-            out = out.to(slope.dtype)
-            for low, high in halves:
-                (q_low, k_low, v_low), (q_high, k_high, v_high) = qkv[:, low].unbind(2), qkv[:, high].unbind(2)
-                _merge(out[:, high], lse[:, high], *_flash((q_high, k_low, v_low)))
-                up, up_lse = _flash((q_low, k_high, v_high), bias=-slope * z[:, None, None, high])
-                _merge(out[:, low], lse[:, low], up, up_lse + slope * z[:, low, None])
-            out = out.to(qkv.dtype)
+        squares, halves = _cut(qkv.shape[1], DIAGONAL)
+        parts = [_flash(qkv[:, s].unbind(2), bias=(-slope * _climb(z[:, s], z[:, s]))[:, None]) for s in squares]
+        out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        out = out.to(slope.dtype)
+        for low, high in halves:
+            (q_low, k_low, v_low), (q_high, k_high, v_high) = qkv[:, low].unbind(2), qkv[:, high].unbind(2)
+            _merge(out[:, high], lse[:, high], *_flash((q_high, k_low, v_low)))
+            up, up_lse = _flash((q_low, k_high, v_high), bias=-slope * z[:, None, None, high])
+            _merge(out[:, low], lse[:, low], up, up_lse + slope * z[:, low, None])
+        out = out.to(qkv.dtype)
         ctx.save_for_backward(qkv, z, slope, out, lse)
         return out
 
@@ -197,7 +226,7 @@ class _Halves(torch.autograd.Function):
             square = _square_backward(grad[:, s], qkv[:, s], z[:, s], slope, out[:, s], lse[:, s])
             grad_qkv[:, s], grad_slope = square[0], grad_slope + square[1]
         # Two more dimensions, each zero on the other side: their gradients are the sums of dS over keys and over queries.
-        pad = (0, FLASH_WIDTH_MULTIPLE)
+        pad = (0, 2 + -(width + 2) % FLASH_WIDTH_MULTIPLE)
         wide, wide_grad, wide_out = F.pad(qkv, pad), F.pad(grad, pad), F.pad(out, pad)
         wide[:, :, 0, :, width], wide[:, :, 1, :, width + 1] = 1, 1
         for low, high in halves:
@@ -212,8 +241,8 @@ class _Halves(torch.autograd.Function):
             grad_qkv[:, low, 0] += up[0][..., :width]
             grad_qkv[:, high, 1] += up[1][..., :width]
             grad_qkv[:, high, 2] += up[2][..., :width]
-            over_keys = up[0][..., width + 1].sum(-1).to(slope.dtype) / scale
-            over_queries = up[1][..., width].sum(-1).to(slope.dtype) / scale
+            over_keys = up[0][..., width + 1].sum(-1, dtype=slope.dtype) / scale
+            over_queries = up[1][..., width].sum(-1, dtype=slope.dtype) / scale
             grad_slope = grad_slope + (over_keys * z[:, low]).sum() - (over_queries * z[:, high]).sum()
         return grad_qkv.to(qkv.dtype), None, grad_slope
 
@@ -246,7 +275,7 @@ def _square_backward(grad: Tensor, qkv: Tensor, z: Tensor, slope: Tensor, out: T
 
 
 class _Triangles(torch.autograd.Function):
-    """Keys at or before the query are a causal attention; those after it are another one once the tokens are reversed."""
+    """Of sorted tokens, keys at or before the query are a causal attention; those after it are one with all reversed."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
@@ -275,8 +304,8 @@ class _Triangles(torch.autograd.Function):
         grad_qkv[:, 1:, 1] += up[1][..., :width]
         grad_qkv[:, 1:, 2] += up[2][..., :width]
         # Sums of dS: over queries in the first extra dimension of the keys, over keys in the probe of the queries.
-        over_queries = up[1][..., width].sum(-1).to(slope.dtype) / scale
-        over_keys = up[0][..., width + _bias_terms(qkv.dtype)].sum(-1).to(slope.dtype) / scale
+        over_queries = up[1][..., width].sum(-1, dtype=slope.dtype) / scale
+        over_keys = up[0][..., width + _bias_terms(qkv.dtype)].sum(-1, dtype=slope.dtype) / scale
         grad_slope = (over_keys * z[:, :-1]).sum() - (over_queries * z[:, 1:]).sum()
         return grad_qkv, None, grad_slope
 

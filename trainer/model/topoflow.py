@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.attention import Attention
+from trainer.model.attention import Attention, inverse
 from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate
 from trainer.model.timm_layers import DropPath, Mlp, trunc_normal_
 
@@ -133,18 +133,12 @@ class TopoFlow(nn.Module):
         """
         self._check_door(x, lead_hours, elevation, rank)
         dtype = self.pos_embed.dtype
-        pixels, elevation = self._pixels(x), elevation.expand(len(x), -1)
-        place = None
-        if self.arch.elevation_bias and self.arch.bias_floor is None:
-            # The bias needs ascending tokens. Moving pixels and outputs is nothing beside moving tokens.
-            order = torch.argsort(elevation, dim=1, stable=True)
-            pixels = pixels.take_along_dim(order[..., None, None], dim=1)
-            elevation, rank, place = elevation.gather(1, order), rank.gather(1, order), inverse(order)
         scores, values, bias = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
-        tokens = embed_and_aggregate(pixels, scores, values, bias, dtype)
+        tokens = embed_and_aggregate(self._pixels(x), scores, values, bias, dtype)
         tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
         tokens = tokens + self.lead_time_embed(lead_hours[:, None].to(dtype))[:, None]
         tokens = self.dropout(tokens)
+        elevation = elevation.expand(len(x), -1)
         for block in self.blocks:
             if self.arch.recompute == "blocks" and self.training:
                 tokens = checkpoint(block, tokens, elevation, use_reentrant=False)
@@ -153,8 +147,7 @@ class TopoFlow(nn.Module):
         hidden = self.head[:-1](self.norm(tokens))
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
-        out = F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows])
-        return self._to_map(out if place is None else out.take_along_dim(place[..., None], dim=1))
+        return self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
 
     def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> None:
         batch, tokens = x.shape[0], self.arch.patches[0] * self.arch.patches[1]
@@ -196,12 +189,6 @@ class PositionsAlongWind(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (rank,) = ctx.saved_tensors
         return torch.stack([g[o] for g, o in zip(grads[0], inverse(rank), strict=True)]).sum(0), None
-
-
-def inverse(permutation: Tensor) -> Tensor:
-    """(B, N) permutations of 0 .. N-1 -> the inverse of each."""
-    places = torch.arange(permutation.shape[1], device=permutation.device).expand_as(permutation)
-    return torch.empty_like(permutation).scatter_(1, permutation, places)
 
 
 def patch_mean(field: Tensor, patch: int) -> Tensor:
