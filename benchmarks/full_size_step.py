@@ -79,26 +79,39 @@ def scan(arch: Architecture) -> Action:
     return lambda: PositionsAlongWind.apply(positions, rank).backward(tokens_grad)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+def compare_memory() -> None:
     ours, theirs = (peak_gb(partial(step_alone, kind)) for kind in (TopoFlow, Obvious))
     print(f"a step needs {ours[1]:.2f} GB, the obvious one {theirs[1]:.2f} GB: {ours[1] / theirs[1]:.2f} x (limit 0.4)")
     shares = f"{ours[0]:.2f} and {theirs[0]:.2f} GB: {ours[0] / theirs[0]:.2f} x"
     print(f"  with interpreter, weights and moments {shares}", flush=True)
-    os.environ.pop("MASTER_PORT", None)
-    runtime.join(10.0)
+
+
+def compare_with_blocks(rounds: int) -> None:
     arch = architecture(load(CONFIG, OVERRIDES))
     parameters = sum(p.numel() for p in TopoFlow(arch).parameters())
-    seconds = interleaved(
-        {"ours": step_of(TopoFlow), "blocks": plain_blocks(arch), "obvious": step_of(Obvious), "scan": scan(arch)}, rounds
-    )
+    seconds = interleaved({"ours": step_of(TopoFlow), "blocks": plain_blocks(arch), "scan": scan(arch)}, rounds)
     print(f"{parameters:,} parameters, {torch.get_num_threads()} threads, fp32, batch 1, {rounds} rounds")
     print(f"one step: median {statistics.median(seconds['ours']):.1f} s")
-    print(f"  {ratio(seconds, 'ours', 'blocks'):.3f} x its six plain blocks alone (limit 1.06)")
-    print(f"  obvious implementation {ratio(seconds, 'obvious', 'ours'):.2f} x ours (at least 1.2)")
-    print(f"  wind scan {100 * ratio(seconds, 'scan', 'ours'):.2f} % of the step (limit 1 %)")
+    pairs = ", ".join(f"{a / b:.3f}" for a, b in zip(seconds["ours"], seconds["blocks"], strict=True))
+    print(f"  {ratio(seconds, 'ours', 'blocks'):.3f} x its six plain blocks alone (limit 1.06; pairs {pairs})")
+    print(f"  wind scan {100 * ratio(seconds, 'scan', 'ours'):.2f} % of the step (limit 1 %)", flush=True)
+
+
+def compare_with_obvious(rounds: int) -> None:
+    seconds = interleaved({"ours": step_of(TopoFlow), "obvious": step_of(Obvious)}, rounds)
+    print(f"obvious implementation {ratio(seconds, 'obvious', 'ours'):.2f} x ours (at least 1.2)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="against the blocks; 2 against the obvious implementation")
+    rounds = parser.parse_args().rounds
+    compare_memory()
+    os.environ.pop("MASTER_PORT", None)
+    runtime.join(10.0)
+    # Apart: the obvious step leaves its 9 GB to be mapped anew by whoever comes next.
+    compare_with_blocks(rounds)
+    compare_with_obvious(min(rounds, 2))
     runtime.leave()
 
 
