@@ -303,26 +303,23 @@ def test_elevation_bias_in_bf16_is_as_good_as_plain_bf16_attention(kernel: Any, 
         qkv = torch.randn(1, 512, 3, 2, 32).bfloat16()
         z, cotangent = (torch.rand(1, 512) * 5000).sort(1).values, torch.randn(1, 512, 2, 32).bfloat16()
 
-        def results(attend: Any, dtype: torch.dtype, slope_dtype: torch.dtype | None) -> tuple[Tensor, ...]:
-            given = [qkv.to(dtype).requires_grad_()]  # noqa: B023
-            rest: list[Tensor] = []
-            if slope_dtype is not None:
-                given.append(torch.tensor(1e-3, dtype=slope_dtype, requires_grad=True))
-                rest = [z.to(slope_dtype), given[1]]  # noqa: B023
-            out = attend(given[0], *rest)
-            return out, *torch.autograd.grad((out * cotangent.to(dtype)).sum(), given)  # noqa: B023
-
-        truth = results(obvious.attend, torch.float64, torch.float64)
-        ours = results(kernel, torch.bfloat16, torch.float32)
-        formula = results(_query_chunks, torch.bfloat16, torch.float32)
-        lost = [relative(a, b) for a, b in zip(
-            results(plain_attention, torch.bfloat16, None), results(plain_attention, torch.float64, None), strict=True
-        )]  # fmt: skip
+        slope, given = torch.tensor(1e-3), (qkv, cotangent)
+        truth = with_gradients(obvious.attend, *given, torch.float64, z.double(), slope.double())
+        ours, formula = (with_gradients(attend, *given, torch.bfloat16, z, slope) for attend in (kernel, _query_chunks))
+        precise, rounded = (with_gradients(plain_attention, *given, dtype) for dtype in (torch.float64, torch.bfloat16))
+        lost = [relative(a, b) for a, b in zip(rounded, precise, strict=True)]
         assert relative(ours[0], truth[0]) < 1.5 * lost[0]
         assert relative(ours[1], truth[1]) < 1.5 * lost[1]
         slope_errors["ours"].append(float((ours[2] - truth[2]) ** 2))
         slope_errors["formula"].append(float((formula[2] - truth[2]) ** 2))
     assert sum(slope_errors["ours"]) < 1.5**2 * sum(slope_errors["formula"])
+
+
+def with_gradients(attend: Any, qkv: Tensor, cotangent: Tensor, dtype: torch.dtype, *bias: Tensor) -> tuple[Tensor, ...]:
+    """Output, and gradients for qkv and, where `bias` is (z, slope), for the slope."""
+    given = [qkv.to(dtype).requires_grad_(), *(slope.clone().requires_grad_() for slope in bias[1:])]
+    out = attend(given[0], *bias[:1], *given[1:])
+    return out, *torch.autograd.grad((out * cotangent.to(dtype)).sum(), given)
 
 
 def plain_attention(qkv: Tensor) -> Tensor:
