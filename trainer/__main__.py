@@ -29,7 +29,7 @@ SUMMARY = {
     "forecast": "write the forecast from one analysis as a CF NetCDF file",
     "plot": "draw loss curves, and truth / forecast / difference maps of a case",
     "import": "convert foreign weights, completely or not at all",
-    "checkpoint": "list, verify, show, export or convert checkpoints",
+    "checkpoint": "list, verify, show or export checkpoints",
     "which-cache": "name the wind-scan cache that reproduces a checkpoint's recorded loss",
     "preflight": "check everything that can be known before a job is queued",
     "plan": "days, GPU-hours, memory, storage and network that a run will need",

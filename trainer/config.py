@@ -8,6 +8,8 @@ One clock counts everything: optimizer steps.
 from __future__ import annotations
 
 import math
+import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data import DataError
+from data.strict import parse_yaml
 from data.variables import GROUP_OF, MODEL_INPUTS, MODEL_TARGETS, require_known
 
 
@@ -23,8 +26,18 @@ class ConfigError(Exception):
     """The configuration is wrong; the message names the key and the remedy."""
 
 
-# Absolute at once: a run directory is read from elsewhere too.
-LocalPath = Annotated[Path, AfterValidator(Path.absolute)]
+def _expanded(path: Path) -> Path:
+    """Absolute at once, since a run directory is read from elsewhere too; `~` and `$VAR` mean what a shell makes of them."""
+    text = os.path.expandvars(os.path.expanduser(path))
+    unset = re.search(r"\$(\w+|\{\w+\})", text)
+    if unset:
+        raise ValueError(f"{path}: the environment variable {unset[0]} is not set")
+    if "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text).absolute()
+
+
+LocalPath = Annotated[Path, AfterValidator(_expanded)]
 # What users of other trainers write.
 SYNONYMS = {
     "learning_rate": "optimizer.lr", "batch_size": "batch.total", "micro_batch_size": "batch.micro", "max_steps": "steps",
@@ -165,6 +178,7 @@ class Spikes(Section):
     policy: Literal["skip", "roll_back"]
     factor: float = Field(4.0, gt=1, description="a spike is a loss above factor x the running mean")
     horizon: int = Field(100, ge=2, description="steps over which the running mean forgets")
+    most_roll_backs: int = Field(10, ge=1, description="in the whole life of the run; then it ends")
 
 
 class Watch(Section):
@@ -231,26 +245,27 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Run:
     if not path.is_file():
         raise ConfigError(f"no configuration at {path}. Examples lie in launch/configs/.")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}).") from error
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping of keys, see launch/configs/demo.yaml.")
     return validate(tree, str(path), overrides)
 
 
 def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = None) -> Run:
-    """Apply the overrides and build the typed tree; `source` names its origin in messages.
+    """Apply the overrides to `tree` and build the typed tree; `source` names its origin in messages.
 
     Raises:
         ConfigError: listing every wrong key and value, with suggestions.
     """
     try:
+        given: dict[str, str] = {}
         for override in overrides or []:
-            _apply(tree, override)
+            _apply(tree, override, given)
         return Run.model_validate(tree)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"an override is not valid YAML: {error}") from error
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
         raise ConfigError(f"{source} is not a valid run:\n" + "\n".join(f"  {line}" for line in lines)) from error
@@ -263,16 +278,20 @@ def dump(run: Run) -> str:
     return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
+def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> None:
+    key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override '{override}' is not of the form key=value, as in batch.micro=2")
+    for earlier, whole in given.items():
+        if earlier == key or earlier.startswith(key + "."):
+            raise ConfigError(f"override '{override}' would drop '{whole}', given before it: keep one of the two.")
+    given[key] = override
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
-    tree[last] = yaml.safe_load(value)
+    tree[last] = parse_yaml(text, f"override '{override}'")
 
 
 def _explain(error: Any) -> str:

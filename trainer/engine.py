@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from data import DataError
+from data.strict import parse_json
+from trainer.checkpoint.state import shape_of
 from trainer.config import ConfigError, Run, Schedule
 
 DEEPSPEED_KEYS = (
@@ -44,35 +47,22 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
-        elif len(_shape(parameter)) < 2 or leaf in NO_DECAY:
+        elif len(shape_of(parameter)) < 2 or leaf in NO_DECAY:
             groups["no_decay"]["params"].append(parameter)
         else:
             groups["decay"]["params"].append(parameter)
     return [{"name": name, "lr": group["peak_lr"], **group} for name, group in groups.items() if group["params"]]
 
 
-def optimizer_layout(model: nn.Module, run: Run) -> list[list[Any]]:
-    """[[group, [[parameter name, shape], ...]], ...] in the optimizer's order, which its saved state relies on."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [[group["name"], [[names[id(p)], list(_shape(p))] for p in group["params"]]]
-            for group in parameter_groups(model, run)]  # fmt: skip
+def grouped_parameters(model: nn.Module, run: Run) -> dict[str, dict[str, Any]]:
+    """Optimizer group and shape of every parameter, by name."""
+    group_of = {id(p): group["name"] for group in parameter_groups(model, run) for p in group["params"]}
+    return {name: {"group": group_of[id(p)], "shape": list(shape_of(p))} for name, p in model.named_parameters()}
 
 
 def dtype_of(run: Run) -> torch.dtype:
     """What the network computes in; masters are fp32 always."""
     return torch.bfloat16 if run.precision == "bf16" else torch.float32
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of the whole parameter, also where ZeRO 3 has partitioned it."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def restate_hyperparameters(engine: Any, run: Run) -> None:
-    """After a load, which brings the checkpoint's back: rates, decay and betas are what the configuration says."""
-    for group, stated in zip(engine.optimizer.param_groups, parameter_groups(engine.module, run), strict=True):
-        group.update({k: stated[k] for k in ("name", "peak_lr", "weight_decay")})
-        group.update(betas=run.optimizer.betas, eps=run.optimizer.eps)
 
 
 def set_learning_rates(engine: Any, step: int, run: Run) -> float:
@@ -117,9 +107,11 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
     if not path.is_file():
         raise ConfigError(f"no DeepSpeed configuration at {path}. They lie in ds_configs/.")
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        config = parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
+        raise ConfigError(f"{path} must be an object with settings of DeepSpeed, see ds_configs/zero1.json.")
     for key in config:
         if key not in DEEPSPEED_KEYS:
             near = get_close_matches(key, DEEPSPEED_KEYS, n=1)
@@ -135,26 +127,44 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
         if config.get(key, "auto") not in ("auto", value):
             raise ConfigError(f'{path}: {key}={config[key]} contradicts the run\'s {value}; write "auto" there.')
         config[key] = value
-    config.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    stage = config.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise ConfigError(f"{path}: zero_optimization.stage={stage!r} is not 0, 1, 2 or 3.")
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
+    if not isinstance(bf16, dict):
+        raise ConfigError(f'{path}: bf16 must be an object, as {{"enabled": "auto"}}.')
     if bf16.get("enabled", "auto") not in ("auto", run.precision == "bf16"):
         raise ConfigError(f'{path}: bf16.enabled={bf16["enabled"]} contradicts precision={run.precision}; write "auto".')
     bf16["enabled"] = run.precision == "bf16"
     return config
 
 
-def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any], universal: bool = False) -> Any:
-    """Wrap `model` (the same weights on every rank) in a DeepSpeed engine, which may load a universal checkpoint next."""
+def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any]) -> Any:
+    """Wrap `model` in a DeepSpeed engine; its weights are put in afterwards, by checkpoint/state.py.
+
+    Raises:
+        ConfigError: DeepSpeed refuses its configuration.
+    """
     import deepspeed
 
-    groups = parameter_groups(model, run)
-    offload = "offload_optimizer" in deepspeed_config["zero_optimization"]
+    settings = copy.deepcopy(deepspeed_config)
+    zero = settings["zero_optimization"]
+    offload = "offload_optimizer" in zero
     if offload:
-        deepspeed_config["zero_force_ds_cpu_optimizer"] = False
-    if universal:
-        deepspeed_config["checkpoint"] = {"load_universal": True}
+        settings["zero_force_ds_cpu_optimizer"] = False
+    exact = settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    unsharded_bf16 = zero["stage"] == 0 and run.precision == "bf16"
+    if unsharded_bf16:
+        settings.pop("data_types", None)  # DeepSpeed takes it with ZeRO only; torch does it below
     optimizer = torch.optim.AdamW(
-        groups, lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, fused=not offload
+        parameter_groups(model, run), lr=run.optimizer.lr, betas=run.optimizer.betas, eps=run.optimizer.eps, fused=not offload
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(f"DeepSpeed refuses its configuration: {error}") from error
+    if unsharded_bf16 and exact:
+        for parameter in engine.module.parameters():
+            parameter.grad = None
+            parameter.grad_dtype = torch.float32
     return engine

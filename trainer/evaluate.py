@@ -14,9 +14,10 @@ from rich.progress import track
 from rich.table import Table
 
 from data.variables import BY_NAME
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError
+from trainer.command import run_command, run_parser
 from trainer.metrics import normalised_loss, score
-from trainer.trained import Trained, load_trained, run_command, run_parser
+from trainer.trained import Trained, load_trained
 
 
 def evaluate(trained: Trained, split: str, samples: int | None) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def evaluate(trained: Trained, split: str, samples: int | None) -> dict[str, Any
     table = sums.table()
     targets = trained.inputs.normalizer.targets
     return {
-        "checkpoint": str(trained.checkpoint), "step": trained.manifest["step"],
+        "checkpoint": str(trained.checkpoint), "step": trained.manifest.step,
         "fingerprints": trained.inputs.fingerprints(), "split": split, "samples": len(numbers),
         "period": [str(trained.inputs.store.times[index.t.min()]), str(trained.inputs.store.times[index.t.max()])],
         "loss": normalised_loss(sums, trained.inputs.normalizer), "baseline": "persistence",

@@ -9,7 +9,8 @@ import xarray as xr
 from torch import Tensor
 
 from data.variables import BY_NAME
-from trainer.trained import Trained, forecast, hour_of, load_trained, run_command, run_parser
+from trainer.command import run_command, run_parser
+from trainer.trained import Trained, forecast, hour_of, load_trained
 
 
 def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tensor) -> xr.Dataset:
@@ -27,7 +28,7 @@ def to_dataset(trained: Trained, hour: int, lead_hours: list[int], fields: Tenso
                {"units": BY_NAME[name].units, "standard_name": BY_NAME[name].standard_name})
         for i, name in enumerate(targets)
     }  # fmt: skip
-    attributes = {"Conventions": "CF-1.11", "source": f"{trained.checkpoint}, step {trained.manifest['step']}",
+    attributes = {"Conventions": "CF-1.11", "source": f"{trained.checkpoint}, step {trained.manifest.step}",
                   **{f"{k}_fingerprint": v for k, v in trained.inputs.fingerprints().items()}}  # fmt: skip
     return xr.Dataset(variables, coordinates, attributes)
 

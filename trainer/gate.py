@@ -7,7 +7,6 @@ other scan modes, and compares what was recorded beside the weights, so that the
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from trainer.checkpoint.manifest import CheckpointError, read_json
 from trainer.checkpoint.pretrained import recorded_beside
-from trainer.checkpoint.store import CheckpointError
+from trainer.command import run_command
 from trainer.config import load
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.metrics import normalised_loss, score_evenly
 from trainer.model.topoflow import TopoFlow
 from trainer.runtime import World
-from trainer.trained import import_weights, run_command
+from trainer.trained import import_weights
 
 
 def require_expected(engine: Any, inputs: Inputs, val_loss: float, world: World) -> None:
@@ -53,14 +53,14 @@ def _from_the_weights(inputs: Inputs) -> list[str]:
     run = inputs.run
     if run.init_from is None:
         return ["weights not loaded: init_from is not set, so the network starts from random numbers. THIS FITS"]
-    share = json.loads((run.run_dir / "import.json").read_text())["share_loaded"]
+    share = read_json(run.run_dir / "import.json")["share_loaded"]
     findings = [f"weights not loaded: {100 * share:.2f} % of the parameters came from {run.init_from.path}"]
     recorded = recorded_beside(run.init_from.path)
     if recorded is None:
         return [*findings, "other statistics, another wind-scan cache: the file records neither, so neither can be excluded"]
     ours = inputs.store.statistics
-    differing = [name for name, numbers in recorded["statistics"].items()
-                 if any(abs(numbers[k] - ours[name][k]) > 1e-6 * numbers["std"] for k in ("mean", "std"))]  # fmt: skip
+    differing = [name for name, numbers in recorded["statistics"].items() if name in ours
+                 and any(abs(numbers[k] - ours[name][k]) > 1e-6 * numbers["std"] for k in ("mean", "std"))]  # fmt: skip
     findings.append(f"other statistics: {f'{differing} differ. THIS FITS' if differing else 'they are the same'}")
     cache, now = recorded["fingerprints"]["wind_scan_orders"], inputs.fingerprints()["wind_scan_orders"]
     changed = f"orders {cache[:12]} then, {now[:12]} now. THIS FITS"

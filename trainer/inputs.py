@@ -47,6 +47,12 @@ class Inputs:
             return batch, example, legacy_arguments(example.inputs, batch.lead_hours, channel, self.run.model.patch)
         return batch, example, (example.inputs, batch.lead_hours, self.elevation, batch.rank)
 
+    def validation_set(self) -> str:
+        """What a validation loss is a loss on."""
+        data = self.run.data
+        leads, targets = ", ".join(map(str, data.lead_hours)), ", ".join(data.targets)
+        return f"{self.store.fingerprint[:16]}: {self.run.validation.samples} samples, {leads} h, {targets}"
+
     def fingerprints(self) -> dict[str, str]:
         scan = self.scan.orders_hash if self.scan is not None else self.run.wind_scan.mode
         return {"data": self.store.fingerprint, "wind_scan_orders": scan}

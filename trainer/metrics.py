@@ -83,11 +83,19 @@ class ErrorSums:
 
 
 @torch.no_grad()
-def score(model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs) -> ErrorSums:
-    """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out."""
+def score(
+    model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs, interrupted: Callable[[], bool] = lambda: False
+) -> ErrorSums:
+    """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out.
+
+    Args:
+        interrupted: asked before each batch whether to end early, alike on all ranks; the sums are then of no use.
+    """
     normalizer = inputs.normalizer
     sums = ErrorSums(len(normalizer.targets), inputs.run.data.lead_hours, inputs.device)
     for raw in batches:
+        if interrupted():
+            break
         batch, _, arguments = inputs.prepare(raw)
         forecast = normalizer.physical(model(*arguments).float())
         truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
@@ -95,11 +103,14 @@ def score(model: Callable[..., Tensor], batches: Iterable[Batch], inputs: Inputs
     return sums
 
 
-def score_evenly(model: Callable[..., Tensor], stream: Stream, inputs: Inputs, world: int = 1, rank: int = 0) -> ErrorSums:
+def score_evenly(
+    model: Callable[..., Tensor], stream: Stream, inputs: Inputs, world: int = 1, rank: int = 0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> ErrorSums:  # fmt: skip
     """Score the fixed validation samples, spread evenly over the stream's split and shared over ranks; collective."""
     run = inputs.run
     numbers = stream.index.evenly(run.validation.samples)
-    sums = score(model, stream.listed(numbers, run.batch.micro, world, rank), inputs)
+    sums = score(model, stream.listed(numbers, run.batch.micro, world, rank), inputs, interrupted)
     sums.all_reduce()
     return sums
 

@@ -14,11 +14,11 @@ from data import variables
 from data.store import open_store
 from data.stream import index_samples
 from data.wind_scan import open_cache
+from trainer.command import run_command
 from trainer.config import Run, load
 from trainer.inputs import architecture
 from trainer.model.flops import training_flops
 from trainer.model.topoflow import TopoFlow
-from trainer.trained import run_command
 
 ZERO_STAGES = (0, 1, 2, 3)
 

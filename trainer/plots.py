@@ -18,7 +18,8 @@ from matplotlib.colors import LogNorm, Normalize
 
 from data import DataError
 from data.variables import BY_NAME
-from trainer.trained import Trained, forecast, hour_of, load_trained, run_command, run_parser
+from trainer.command import run_command, run_parser
+from trainer.trained import Trained, forecast, hour_of, load_trained
 
 LABELS = {"pm25": "PM$_{2.5}$", "pm10": "PM$_{10}$", "so2": "SO$_2$", "no2": "NO$_2$", "co": "CO", "o3": "O$_3$"}
 SKEWED = ("pm25", "pm10", "so2", "no2", "co")

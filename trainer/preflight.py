@@ -23,19 +23,22 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from data import DataError, variables
+from data import locks, variables
 from data.store import hash_of, shard_file
-from trainer import plan, runtime
-from trainer.checkpoint import resume, store
-from trainer.checkpoint.store import CheckpointError
-from trainer.config import ConfigError, Run, load
+from trainer import plan, runtime, start
+from trainer.checkpoint import state, store
+from trainer.checkpoint.manifest import Progress
+from trainer.command import REFUSALS, LaunchError
+from trainer.config import Run, load
 from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
+from trainer.failing import quieten
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.metrics import normalised_loss, score_evenly, weighted_mse
-from trainer.model.topoflow import TopoFlow
+from trainer.model.topoflow import START_AT_ZERO, TopoFlow
+from trainer.telemetry import require_wandb
 from trainer.trained import import_weights
 
-REFUSALS = (ConfigError, DataError, CheckpointError, runtime.LaunchError, OSError, torch.OutOfMemoryError)
+REFUSED = (*REFUSALS, OSError, torch.OutOfMemoryError)
 # variable -> (pattern of a harmful value, why)
 HARMFUL = {
     "NCCL_IB_DISABLE": ("1", "no InfiniBand: large jobs crawl or crash"),
@@ -70,7 +73,8 @@ class Subject:
 
     options: argparse.Namespace
     world: runtime.World
-    run: Run | None = None
+    run: Run | None = None  # as examined here: one rank, its batch alone
+    asked: Run | None = None  # as the job will run it
     inputs: Inputs | None = None
     model: TopoFlow | None = None
     engine: Any = None
@@ -98,7 +102,7 @@ def examine(subject: Subject) -> list[Result]:
             state, found, remedy = "pass", check(subject), ""
         except Failed as failed:
             state, found, remedy = "FAIL", str(failed), failed.remedy
-        except REFUSALS as refusal:
+        except REFUSED as refusal:
             state, found, remedy = "FAIL", str(refusal), REMEDIES.get(type(refusal), "as the message says")
         results.append(Result(name, state, found, remedy, time.monotonic() - started))  # type: ignore[arg-type]
     return results
@@ -119,6 +123,8 @@ def check_configuration(subject: Subject) -> str:
     run = load(options.config, options.overrides)
     accumulation = run.batch.accumulation(options.world_size)
     resolve_deepspeed(options.deepspeed_config, run, options.world_size)
+    require_wandb(run)
+    subject.asked = run
     if torch.cuda.is_available():
         alone = run.model_copy(update={"batch": run.batch.model_copy(update={"total": run.batch.micro})})
     else:  # a CPU takes minutes for what a GPU does in a second
@@ -213,7 +219,7 @@ def check_initialisation(subject: Subject) -> str:
         parameter, leaf = tensor.detach(), name.rsplit(".", 1)[-1]
         if not bool(torch.isfinite(parameter).all()):
             wrong.append(f"{name} is not finite")
-        elif parameter.dim() > 1 and leaf not in ("var_query", "proj_biases") and float(parameter.std()) == 0.0:
+        elif parameter.dim() > 1 and leaf not in START_AT_ZERO and float(parameter.std()) == 0.0:
             wrong.append(f"{name} is {float(parameter.flatten()[0]):g} everywhere")
     if wrong:
         raise Failed("; ".join(wrong), "compare with trainer/model/topoflow.py: an initialisation was lost, or the file is bad")
@@ -303,27 +309,60 @@ def check_sensitivity(subject: Subject) -> str:
 
 
 def check_checkpoint(subject: Subject) -> str:
-    """Write a checkpoint as the run would, read it back, and compare."""
+    """Write a checkpoint as the run would, read it back, load it, and compare."""
     assert subject.run
+    assert subject.inputs
     assert subject.engine
     folder = subject.run.run_dir / "preflight"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         started = time.monotonic()
-        saving = resume.save_engine(subject.engine, folder, 0, {"step": 0, "world_size": 1, "zero_stage":
-                                    subject.engine.zero_optimization_stage(), "config": {}})  # fmt: skip
+        memory = start.remember(subject.run, subject.inputs, subject.engine.module, Progress(), subject.deepspeed, 1)
+        saving = store.Saving(folder, memory, state.capture(subject.engine))
         path = saving.commit()
         written = time.monotonic() - started
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         wrong = store.verify(path)
-        ours = store.gather_weights(subject.engine)
-        back = store.load_weights(path)
-        resume.load_engine(subject.engine, path, None)
-        if wrong or any(not torch.equal(back[name], tensor.cpu()) for name, tensor in ours.items()):
+        recorded = store.manifest(path).tensors
+        if wrong or state.changed(store.load(path), recorded):
             raise Failed(f"what was read from {folder} is not what was written: {wrong}", "do not train on this file system")
+        start.load(subject.engine, start.Start(Progress(), path, store.load(path), recorded))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return f"{size / 1e6:.0f} MB written, read and compared; written in {written:.1f} s"
+
+
+def check_resume(subject: Subject) -> str:
+    """What the job would refuse of the checkpoints in its run directory, it refuses here."""
+    options = subject.options
+    assert subject.asked
+    assert subject.inputs
+    assert subject.model
+    deepspeed = resolve_deepspeed(options.deepspeed_config, subject.asked, options.world_size)
+    present = start.remember(subject.asked, subject.inputs, subject.model, Progress(), deepspeed, options.world_size)
+    found, progress = start.look_back(subject.asked, present, options.allow_change)
+    if found is not None:
+        return f"continues from {found} at step {progress.step} of {subject.asked.steps}"
+    other = start.of_another_directory(subject.asked.run_dir, options.config)
+    if other is not None:
+        raise Failed(f"{subject.asked.run_dir} holds no checkpoint, but {other} does", "start from the directory that "
+                     f"the run was started from, or set run_dir={other}")  # fmt: skip
+    return f"no checkpoint in {subject.asked.run_dir}: starts at step 0"
+
+
+def check_run_directory(subject: Subject) -> str:
+    """The real lock and the real write, in the real directory."""
+    assert subject.asked
+    run_dir = subject.asked.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    holder = locks.holder(run_dir / "lock")
+    if holder is not None:
+        raise Failed(f"{run_dir} is being trained by {holder}", "end that first, or choose another run_dir")
+    probe = run_dir / f".lock-{os.getpid()}"
+    with locks.hold(probe):
+        if locks.holder(probe) is None:
+            raise Failed(f"a lock made in {run_dir} is not seen there", "choose a run_dir on another file system")
+    return f"{run_dir} can be written and locked"
 
 
 def check_memory(subject: Subject) -> str:
@@ -370,6 +409,7 @@ CHECKS: dict[str, tuple[Callable[[Subject], str], tuple[str, ...]]] = {
     "environment": (check_environment, ()),
     "configuration": (check_configuration, ()),
     "launch script": (check_launch_script, ()),
+    "run directory": (check_run_directory, ("run",)),
     "clock": (check_clock, ("run",)),
     "space": (check_space, ("run",)),
     "memory": (check_memory, ("run",)),
@@ -378,6 +418,7 @@ CHECKS: dict[str, tuple[Callable[[Subject], str], tuple[str, ...]]] = {
     "wind scan": (check_scan, ("inputs",)),
     "initial weights": (check_weights, ("run",)),
     "initialisation": (check_initialisation, ("model",)),
+    "resume": (check_resume, ("inputs", "model")),
     "first loss": (check_first_loss, ("inputs", "model")),
     "sensitivity": (check_sensitivity, ("inputs", "model")),
     "step": (check_step, ("inputs", "model")),
@@ -405,6 +446,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deepspeed_config", type=Path, default=default, help="default ds_configs/zero1.json")
     parser.add_argument("--world-size", type=int, default=1, help="ranks of the job (default 1)")
     parser.add_argument("--gpu", choices=plan.GPUS, help="what the ranks will run on")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="as the job will be started with")
     parser.add_argument("--script", type=Path, help="the batch script, whose numbers are compared")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args(argv)
@@ -414,9 +456,9 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     console = Console(width=max(140, Console().width))
     try:
-        runtime.quieten(0)
+        quieten(0)
         results = examine(Subject(options, runtime.join(10.0)))
-    except runtime.LaunchError as error:
+    except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:

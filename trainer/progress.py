@@ -1,47 +1,24 @@
-"""Where a run is, and what it does about steps that went wrong: not finite, or a spike of the loss."""
+"""What a run does about steps that went wrong: not finite, or a spike of the loss."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import fields
 from typing import Any
 
 import torch.distributed as dist
 
-from trainer import engine as engines
-from trainer import runtime
-from trainer.checkpoint import resume, store
+from trainer.checkpoint import consistency, store
+from trainer.checkpoint.manifest import Progress
+from trainer.checkpoint.state import Named
+from trainer.command import TrainingError
 from trainer.config import Run
+from trainer.start import Start, load
 from trainer.telemetry import Window
 
 log = logging.getLogger("trainer")
-
-
-class TrainingError(Exception):
-    """Training itself went wrong: too many steps in a row had to be skipped."""
-
-
-@dataclass
-class Progress:
-    """The whole state of a run beside weights and optimizer; dropout is seeded by position in the stream."""
-
-    step: int = 0
-    samples_seen: int = 0
-    best_val_loss: float = float("inf")
-    val_loss: float | None = None
-    val_step: int = -1  # the step whose weights have val_loss
-    bad_steps: int = 0  # non-finite ones in a row
-    usual_loss: float | None = None  # running mean of the training loss, where spikes are watched for
-    stepped_over: list[list[int]] = field(default_factory=list)  # [first, last) stream positions, rolled back over
-    wall_seconds: float = 0.0
-    changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
-
-
-def recall(remembered: dict[str, Any]) -> Progress:
-    """The progress a manifest remembers; a field that an older version did not write keeps its start."""
-    return Progress(**{name: remembered[name] for name in asdict(Progress()) if name in remembered})
 
 
 def loss_limit(run: Run, progress: Progress) -> float | None:
@@ -70,39 +47,65 @@ def step_over_bad_samples(window: Window, progress: Progress, run: Run) -> None:
     samples = [sample for share in named for sample in share]
     culprits = [s for s in samples if not s["finite"]] or samples
     reason = f"loss {window.step_loss:.4g}, usual {progress.usual_loss:.4g}" if window.spiked else "gradient not finite"
+    listed = run.run_dir / "bad_samples.jsonl"
     if dist.get_rank() == 0:
-        with (run.run_dir / "bad_samples.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": progress.step, "reason": reason, **s}) + "\n" for s in culprits)
+        try:
+            with listed.open("a") as file:
+                file.writelines(json.dumps({"step": progress.step, "reason": reason, **s}) + "\n" for s in culprits)
+        except OSError as error:
+            log.info("WARNING: %s cannot be written (%s)", listed, error)
     times = ", ".join(f"{s['time']}+{s['lead_hours']}h" for s in culprits[:8])
     log.info("WARNING: step %d skipped on all ranks, %s; samples: %s", progress.step, reason, times)
     if progress.bad_steps >= run.max_bad_steps:
         raise TrainingError(
             f"{progress.bad_steps} steps in a row were skipped; the last at step {progress.step}, {reason}, samples {times}. "
-            f"They are listed in {run.run_dir / 'bad_samples.jsonl'}; the last checkpoint is intact. Inspect those hours of "
-            "the store, or lower optimizer.lr."
+            f"They are listed in {listed}; the last checkpoint is intact. Inspect those hours of the store, or lower "
+            "optimizer.lr."
         )
 
 
-def roll_back(engine: Any, run: Run, progress: Progress, world: runtime.World) -> bool:
+def roll_back(engine: Any, run: Run, progress: Progress) -> bool:
     """After a spike, where the policy says so: be again what the last checkpoint was, and step over these samples.
+
+    Save afterwards: what was stepped over, and how often, is to outlive a kill.
 
     Returns:
         False where the step stays merely skipped.
+
+    Raises:
+        TrainingError: it has rolled back too often.
     """
     if run.spikes is None or run.spikes.policy != "roll_back":
         return False
-    found = store.newest_valid(run.run_dir)
-    written_by = None if found is None else resume.written_by(store.manifest(found))
-    if found is None or written_by != (world.size, engine.zero_optimization_stage()):
-        log.info("WARNING: no checkpoint of these ranks to roll back to yet: the step is only skipped")
+    if progress.roll_backs >= run.spikes.most_roll_backs:
+        raise TrainingError(
+            f"the loss has spiked and the run has rolled back {progress.roll_backs} times already (spikes.most_roll_backs); "
+            f"the last at step {progress.step}. Lower optimizer.lr, or inspect {run.run_dir / 'bad_samples.jsonl'}."
+        )
+    named, recorded = Named(), {}
+
+    def read() -> tuple[Progress, Any] | None:
+        nonlocal named, recorded
+        found = store.newest_valid(run.run_dir)
+        if found is None:
+            return None
+        manifest = store.manifest(found)
+        named, recorded = store.load(found), manifest.tensors
+        return manifest.progress, found
+
+    back = consistency.on_main(read)
+    if back is None:
+        log.info("WARNING: no checkpoint to roll back to yet: the step is only skipped")
         return False
+    remembered, found = back
     bad = [progress.samples_seen - run.batch.total, progress.samples_seen]
+    load(engine, Start(remembered, found, named, recorded))
     # Not of the checkpoint but of the run: a second spike before the next save must not bring the first one back.
-    lasting = {"stepped_over": [*progress.stepped_over, bad], "bad_steps": progress.bad_steps, "changes": progress.changes,
-               "wall_seconds": progress.wall_seconds}  # fmt: skip
-    resume.load_engine(engine, found, None)
-    engines.restate_hyperparameters(engine, run)
-    for name, value in (asdict(recall(store.manifest(found))) | lasting).items():
-        setattr(progress, name, value)
+    remembered.stepped_over = [*progress.stepped_over, bad]
+    remembered.roll_backs = progress.roll_backs + 1
+    remembered.bad_steps, remembered.changes = progress.bad_steps, progress.changes
+    remembered.wall_seconds = progress.wall_seconds
+    for f in fields(Progress):
+        setattr(progress, f.name, getattr(remembered, f.name))
     log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", found, *bad)
     return True

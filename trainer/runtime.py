@@ -1,4 +1,4 @@
-"""The world a process finds itself in: ranks, process group, device, and the wish to stop.
+"""The world a process finds itself in: ranks, process group, device, and a run directory of its own.
 
 One function resolves rank and world size for every launcher: `deepspeed` and `torchrun` (environment), `srun`
 (SLURM's variables), `mpirun` (mpi4py), or none (a single process).
@@ -7,29 +7,25 @@ One function resolves rank and world size for every launcher: `deepspeed` and `t
 from __future__ import annotations
 
 import datetime
-import fcntl
 import logging
 import os
 import resource
-import signal
 import socket
-import sys
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
 import torch
 import torch.distributed as dist
 
+from data import locks
+from trainer.checkpoint.consistency import on_main
+from trainer.command import LaunchError
+
 log = logging.getLogger("trainer")
-TIME_LIMIT = "the time limit"
-
-
-class LaunchError(Exception):
-    """The launcher's variables are incomplete or contradict one another."""
+SEEN_WITHIN_S = 20.0  # a file just written by rank 0, on every host
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,12 @@ def find_ranks(environ: Mapping[str, str]) -> tuple[int, int, int, str]:
         LaunchError: variables are incomplete or contradict one another.
     """
     stated = {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in environ}
-    slurm_tasks = int(environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environ else 1
+    numbers = {**stated, **{name: environ[name] for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID") if name in environ}}
+    for name, text in numbers.items():
+        if not text.isdecimal():
+            raise LaunchError(f"{name}='{text}' is not a number of ranks: unset it or use a launcher.")
+    # The step's own number: SLURM_NTASKS is the job's, and stands in the batch shell, too, which is one process.
+    slurm_tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in environ else 1
     if stated:
         absent = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} - set(stated)
         if absent:
@@ -101,7 +102,7 @@ def join(timeout_minutes: float) -> World:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shards and a socket a peer are more than the usual 1024
     _find_master(launcher)
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", choose_device(launcher, local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -120,6 +121,20 @@ def join(timeout_minutes: float) -> World:
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return World(rank, local_rank, size, launcher, device)
+
+
+def choose_device(launcher: str, local_rank: int, visible: int) -> int:
+    """The GPU of a rank among the visible ones: its own, or the only one where the scheduler shows each task one.
+
+    Raises:
+        LaunchError: a host has more ranks than visible GPUs, so that two would share one.
+    """
+    if visible == 1 and launcher in ("srun", "mpirun"):
+        return 0
+    if local_rank >= visible:
+        raise LaunchError(f"local rank {local_rank} finds {visible} GPU(s) (CUDA_VISIBLE_DEVICES="
+                          f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): start one rank a GPU.")  # fmt: skip
+    return local_rank
 
 
 def skip_inference_operator() -> None:
@@ -166,105 +181,60 @@ def try_collectives(world: World, megabytes: int = 16) -> None:
         log.info("all-reduce over %s: %d ranks, %d MB in %.3f s, %.2f GB/s", stage, len(ranks), megabytes, seconds, rate)
 
 
-def keep_errors(run_dir: Path, rank: int) -> None:
-    """From now on this rank's errors, and what ends it unexpectedly, are also in RUN_DIR/errors/rank-R.log."""
-    (run_dir / "errors").mkdir(parents=True, exist_ok=True)
-    kept = logging.FileHandler(run_dir / "errors" / f"rank-{rank}.log", delay=True)
-    kept.setLevel(logging.ERROR)
-    kept.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.getLogger().addHandler(kept)
-    sys.excepthook = lambda kind, error, trace: log.critical("%s: %s", kind.__name__, error, exc_info=(kind, error, trace))
-
-
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _lock(file: IO[str], patience_s: float = 2.0) -> bool:
-    """Lock `file` for this process alone; whoever only looks whether it is locked lets go within `patience_s`."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
-
-
-def claim(run_dir: Path, world: World) -> IO[str]:
-    """Hold the run directory for this job, so that orphans of a killed launcher and their successor never both write.
+def require_shared(run_dir: Path, world: World) -> None:
+    """Every rank must see what rank 0 has written, or its shard of a checkpoint would lie where nobody finds it; collective.
 
     Raises:
-        LaunchError: on every rank, if another process trains there.
+        LaunchError: on every rank, naming the hosts that do not see it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    held = (run_dir / "lock").open("a+")
-    refusal: list[str | None] = [None]
+    token = uuid.uuid4().hex
+    probe = run_dir / f".seen-{on_main(lambda: _write_probe(run_dir, token))}"
+    deadline, seen = time.monotonic() + SEEN_WITHIN_S, probe.exists()
+    while not seen and time.monotonic() < deadline:
+        time.sleep(0.2)
+        seen = probe.exists()
+    everyone: list[tuple[str, bool]] = [("", True)] * world.size
+    dist.all_gather_object(everyone, (socket.gethostname(), seen))
     if world.is_main:
-        if not _lock(held):
-            held.seek(0)
-            refusal = [f"{run_dir} is being trained by {held.read().strip()}: end that first, or choose another run_dir."]
-        else:
-            held.truncate(0)
-            held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            held.flush()
-    dist.broadcast_object_list(refusal, src=0)
-    if refusal[0] is not None:
-        raise LaunchError(refusal[0])
-    return held
+        probe.unlink(missing_ok=True)
+    blind = [rank for rank, (_, sees) in enumerate(everyone) if not sees]
+    if blind:
+        hosts = ", ".join(sorted({everyone[rank][0] for rank in blind}))
+        raise LaunchError(f"rank(s) {blind} on {hosts} do not see what rank 0 on {everyone[0][0]} has written to {run_dir}: "
+                          "it is a disk of each host. Choose a run_dir on a file system that all hosts share.")  # fmt: skip
 
 
-class StopVote:
-    """Signals, the file STOP in the run directory and a time limit, agreed on by all ranks at a step boundary.
+def _write_probe(run_dir: Path, token: str) -> str:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / f".seen-{token}").touch()
+    return token
 
-    Votes travel beside the step: `cast` before it, `agreed` after it; so a stop takes effect at most one step later.
+
+def claim(run_dir: Path, world: World) -> locks.Held | None:
+    """Hold the run directory for this job, so that orphans of a killed launcher and their successor never both write.
+
+    Returns:
+        The lock, on rank 0, which holds it for all.
+
+    Raises:
+        LaunchError: on every rank, if another job trains there.
     """
+    held: list[locks.Held] = []
 
-    def __init__(self, run_dir: Path, end_time: float | None) -> None:
-        self.run_dir, self.end_time = run_dir, end_time
-        self.reason = ""
-        self._vote = torch.zeros(2)
-        self._work: dist.Work | None = None
-        self._group = dist.new_group(backend="gloo")
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+    def take() -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            held.append(locks.hold(run_dir / "lock"))
+        except locks.Busy as busy:
+            raise LaunchError(f"{run_dir} is being trained by {busy}: end that first, or choose another run_dir.") from busy
 
-    def cast(self, busy: bool) -> None:
-        """Send this rank's vote; `busy` says that it is still writing a checkpoint."""
-        if not self.reason and dist.get_rank() == 0 and (self.run_dir / "STOP").exists():
-            self.reason = f"file {self.run_dir / 'STOP'}"
-            (self.run_dir / "STOP").unlink()  # or the next start would stop as well
-        if not self.reason and self.end_time is not None and time.time() > self.end_time:
-            self.reason = TIME_LIMIT
-        self._vote.copy_(torch.tensor([bool(self.reason), busy]))
-        self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-
-    @property
-    def wants_to_continue(self) -> bool:
-        """Whether the reason was one that a scheduler's next start follows, not a person or its cancelling."""
-        return self.reason in ("", TIME_LIMIT, signal.SIGUSR1.name)
-
-    def agreed(self) -> tuple[bool, bool]:
-        """(stop, busy): whether any rank wants to stop, and whether any was still writing."""
-        assert self._work is not None
-        self._work.wait()
-        stop, busy = self._vote.tolist()
-        return bool(stop), bool(busy)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-
-
-def end_time(limit_minutes: float | None, environ: Mapping[str, str], reserve_s: float = 120.0) -> float | None:
-    """When to stop, in seconds since the epoch: the limit given, or the scheduler's end less time to save."""
-    ends = [] if limit_minutes is None else [time.time() + 60.0 * limit_minutes]
-    if "SLURM_JOB_END_TIME" in environ:
-        ends.append(float(environ["SLURM_JOB_END_TIME"]) - reserve_s)
-    return min(ends, default=None)
+    on_main(take, (LaunchError,))
+    return held[0] if held else None
 
 
 def _find_master(launcher: str) -> None:
@@ -286,11 +256,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def quieten(rank: int) -> None:
-    """Only rank 0 talks; the others keep their errors, tagged with their rank."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stderr,
-        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
-    )  # fmt: skip

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from data import locks
+from data.strict import parse_yaml
 from trainer.checkpoint import store
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError
+from trainer.command import run_command
 from trainer.telemetry import clock
-from trainer.trained import run_command
 
 TAIL_BYTES = 1 << 17
 RECENT = 20  # training rows
@@ -30,7 +31,9 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
     """
     if not (run_dir / "config.yaml").exists():
         raise CheckpointError(f"{run_dir} is not a run: it has no config.yaml.")
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config = parse_yaml((run_dir / "config.yaml").read_text(errors="replace"), str(run_dir / "config.yaml"))
+    if not isinstance(config, dict) or not isinstance(config.get("steps"), int):
+        raise CheckpointError(f"{run_dir}/config.yaml is damaged: it states no steps.")
     rows = _last_rows(run_dir / "metrics.jsonl")
     training = [row for row in rows if row["kind"] == "train"]
     found = [("state", _state(run_dir, config, training))]
@@ -67,24 +70,15 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
 
 
 def _state(run_dir: Path, config: dict[str, Any], training: list[dict[str, Any]]) -> str:
-    lock = run_dir / "lock"
-    if not lock.exists():
-        return "never trained a step"
-    age = time.time() - max(path.stat().st_mtime for path in (lock, run_dir / "metrics.jsonl") if path.exists())
-    with lock.open() as held:
-        holder = held.read().strip()
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return f"running, as {holder}"
+    holder = locks.holder(run_dir / "lock")
+    if holder is not None:
+        return f"running, as {holder}"
     if training and training[-1]["step"] >= config["steps"]:
         return "finished"
-    # A lock held on another machine is not seen on every file system: fresh rows count as well.
-    limit = config.get("watch", {}).get("step", 600.0)
-    if age < 60:
-        return f"running, as {holder}"
-    elsewhere = "" if age > limit else ", unless on another machine and in a long step"
-    return f"nothing new for {_age(age)}: not running{elsewhere}"
+    written = run_dir / "metrics.jsonl"
+    if not written.exists():
+        return "never trained a step"
+    return f"nothing new for {_age(time.time() - written.stat().st_mtime)}: not running"
 
 
 def _eta(training: list[dict[str, Any]], steps: int) -> str:
@@ -103,7 +97,11 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().split(b"\n")
     whole = lines[1 if path.stat().st_size > TAIL_BYTES else 0 : -1]  # the last is empty, or being written
-    return [json.loads(line) for line in whole]
+    rows = []
+    for line in whole:
+        with suppress(ValueError):  # a kill may have cut a row short
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and {"kind", "step"} <= row.keys() | {"kind"}]
 
 
 def _age(seconds: float) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +35,14 @@ class Telemetry:
 
     def __init__(self, run: Run, first_step: int) -> None:
         self.run, self.first_step, self.started = run, first_step, time.monotonic()
-        run.run_dir.mkdir(parents=True, exist_ok=True)
         from torch.utils.tensorboard import SummaryWriter
 
         self._tensorboard = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=first_step + 1)
         _drop_after(run.run_dir / "metrics.jsonl", first_step)
         self._jsonl = (run.run_dir / "metrics.jsonl").open("a", buffering=1)
         self._wandb = _start_wandb(run)
-        self._file = logging.FileHandler(run.run_dir / "train.log")
+        self._file = _LogFile(run.run_dir / "train.log")
+        self._silent = False  # after a row that could not be written
         log.addHandler(self._file)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
@@ -56,26 +59,38 @@ class Telemetry:
         if self._progress:
             self._progress.stop()
         log.removeHandler(self._file)
-        self._file.close()
-        self._jsonl.close()
-        self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        closing = [self._file.close, self._jsonl.close, self._tensorboard.close, *([self._wandb.finish] if self._wandb else [])]
+        for close in closing:
+            with self._spared():
+                close()
 
     def record(self, kind: str, step: int, metrics: dict[str, float]) -> None:
         """Write one row everywhere but on the console."""
         row = {"step": step, "time": round(time.time(), 3), "kind": kind, **metrics}
-        self._jsonl.write(json.dumps(row) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        with self._spared():
+            self._jsonl.write(json.dumps(row) + "\n")
+        with self._spared():
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb:
             self._wandb.log({f"{kind}/{name}": value for name, value in metrics.items()}, step=step)
 
     def rewind(self, step: int) -> None:
         """After a roll-back: forget the rows behind `step`."""
-        self._jsonl.close()
-        _drop_after(self.run.run_dir / "metrics.jsonl", step)
-        self._jsonl = (self.run.run_dir / "metrics.jsonl").open("a", buffering=1)
+        with self._spared():
+            self._jsonl.close()
+            _drop_after(self.run.run_dir / "metrics.jsonl", step)
+            self._jsonl = (self.run.run_dir / "metrics.jsonl").open("a", buffering=1)
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """A disk that is full costs rows, never the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self._silent:
+                self._silent = True
+                log.info("WARNING: metrics cannot be written to %s (%s): the run goes on without them", self.run.run_dir, error)
 
     def status(self, step: int, metrics: dict[str, float]) -> None:
         """Record a training row and show it as the status line with an ETA."""
@@ -92,6 +107,13 @@ class Telemetry:
             self._file.emit(text)  # the terminal has the bar
         else:
             log.info("step %d/%d  %s", step, self.run.steps, line)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that is given up when it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        log.removeHandler(self)
 
 
 @dataclass
@@ -201,12 +223,12 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True) if step else []:
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if step else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except json.JSONDecodeError:
-            log.info("WARNING: %s ends in a broken row, which is dropped", path)
+        except (ValueError, KeyError, TypeError):
+            log.info("WARNING: %s holds a broken row, which is dropped", path)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept))
     partial.replace(path)
@@ -217,11 +239,24 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
+def require_wandb(run: Run) -> None:
+    """
+    Raises:
+        ConfigError: a W&B project is asked for and the package is not there.
+    """
+    if run.telemetry.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("telemetry.wandb_project is set but wandb is not installed: pip install wandb")
+
+
 def _start_wandb(run: Run) -> Any:
     if run.telemetry.wandb_project is None:
         return None
+    import wandb
+
+    settings = {"project": run.telemetry.wandb_project, "dir": str(run.run_dir), "config": run.model_dump(mode="json")}
     try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("telemetry.wandb_project is set but wandb is not installed: pip install wandb") from error
-    return wandb.init(project=run.telemetry.wandb_project, dir=str(run.run_dir), config=run.model_dump(mode="json"))
+        return wandb.init(**settings)
+    except (wandb.errors.Error, OSError) as error:
+        log.info("WARNING: W&B cannot be reached (%s): recording offline below %s, upload later with `wandb sync`",
+                 error, run.run_dir)  # fmt: skip
+        return wandb.init(**settings, mode="offline")

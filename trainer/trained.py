@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +13,12 @@ from data import DataError
 from data.batch import Batch
 from data.stream import SampleIndex
 from trainer.checkpoint import store
+from trainer.checkpoint.manifest import CheckpointError, Manifest
 from trainer.checkpoint.pretrained import ImportReport, match, read_tensors
-from trainer.checkpoint.store import CheckpointError
-from trainer.config import ConfigError, Run, validate
+from trainer.config import Run, validate
 from trainer.inputs import Inputs, architecture, open_inputs
 from trainer.model.compat import translate
-from trainer.model.topoflow import TopoFlow
+from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 
 
 @dataclass
@@ -31,7 +27,7 @@ class Trained:
     inputs: Inputs
     model: TopoFlow
     checkpoint: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def load_trained(run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None) -> Trained:
@@ -48,16 +44,21 @@ def load_trained(run_dir: Path, checkpoint: Path | None = None, overrides: list[
     if found is None:
         raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
     manifest = store.manifest(found)
-    run = validate(manifest["config"], str(found / "manifest.json"), overrides)
+    run = validate(manifest.config, str(found / "manifest.json"), overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = open_inputs(run, device)
     for name, value in inputs.fingerprints().items():
-        if manifest["fingerprints"][name] != value:
-            raise CheckpointError(f"{found} was trained with {name} {manifest['fingerprints'][name][:12]}, {value[:12]} is "
-                                  "there now: its forecasts would be de-normalised or ordered wrongly.")  # fmt: skip
+        then = manifest.fingerprints.get(name, "none")
+        if then != value:
+            raise CheckpointError(f"{found} was trained with {name} {then[:12]}, {value[:12]} is there now: its forecasts "
+                                  "would be de-normalised or ordered wrongly.")  # fmt: skip
     model = TopoFlow(architecture(run))
     with store.reading(found):
-        model.load_state_dict(store.load_weights(found))
+        weights = store.load_weights(found)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    _, report = match(str(found), weights, expected, [], START_AT_ZERO)
+    report.refuse_unless_complete()
+    model.load_state_dict(weights)
     return Trained(run, inputs, model.to(device).eval(), found, manifest)
 
 
@@ -102,38 +103,13 @@ def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tup
         fp32 tensors by our names, and the report.
     """
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    translated = translate(read_tensors(path), expected)
+    foreign = read_tensors(path)
+    translated = translate(foreign.tensors, expected)
     parameters = {name: shape for name, shape in expected.items() if name != "blocks.0.attn.H_scale"}
     scale = translated.state.pop("blocks.0.attn.H_scale", None)
-    tensors, report = match(str(path), translated.state, parameters, allow_missing)
+    tensors, report = match(str(path), translated.state, parameters, allow_missing, START_AT_ZERO)
     if scale is not None and float(scale) != 1000.0:
         report.misshapen["blocks.0.attn.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
     report.remapped, report.ignored = translated.remapped, translated.ignored
+    report.taken, report.also = foreign.taken, foreign.also
     return tensors, report
-
-
-def run_parser(command: str, description: str | None, example: str) -> argparse.ArgumentParser:
-    """The parser of a command that works on a trained run."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m trainer {command}", description=description,
-        epilog=f"example:\n  python -m trainer {command} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
-    parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
-    return parser
-
-
-def run_command(argv: list[str], parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> int:
-    """Parse, run, and turn refusals into a one-screen message; the exit code."""
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_args(argv)
-    try:
-        command(options)
-    except (ConfigError, DataError, CheckpointError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

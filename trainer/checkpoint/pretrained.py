@@ -5,6 +5,7 @@ Knows files and tensors; which foreign key means which parameter is the caller's
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -17,14 +18,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.foreign import Foreign, read_file, require_checksums
+from trainer.checkpoint.manifest import MANIFEST, CheckpointError, read, read_json
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 RECORD = "recorded.json"  # beside imported weights that came with a record
+RECORDED = {"statistics", "fingerprints", "val_loss", "val_step", "step"}
+REPORT = "import.json"
+WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ZERO_RUN = 256  # so many zeros in a row of a trained matrix are a hole in its file
 GATE = 0.9999  # share of parameters that must load, the allow-list aside
 
 
@@ -41,6 +45,9 @@ class ImportReport:
     remapped: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     allowed_missing: list[str] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)  # name -> why its values cannot be weights
+    taken: str = ""  # which of the file's state dicts
+    also: list[str] = field(default_factory=list)  # others that were not taken
 
     def parameters(self, names: list[str]) -> int:
         return sum(self.expected[name] for name in names)
@@ -53,7 +60,7 @@ class ImportReport:
 
     @property
     def complete(self) -> bool:
-        return not (self.missing or self.unexpected or self.misshapen) and self.share >= GATE
+        return not (self.missing or self.unexpected or self.misshapen or self.unfit) and self.share >= GATE
 
     def to_json(self) -> dict[str, Any]:
         total = sum(self.expected.values())
@@ -61,7 +68,7 @@ class ImportReport:
             "source": self.source, "parameters": total, "share_loaded": self.share, "complete": self.complete,
             "loaded": len(self.loaded), "missing": self.missing, "unexpected": sorted(self.unexpected),
             "misshapen": self.misshapen, "allowed_missing": self.allowed_missing, "remapped": self.remapped,
-            "ignored": self.ignored,
+            "ignored": self.ignored, "unfit": self.unfit, "taken": self.taken, "not_taken": self.also,
         }  # fmt: skip
 
     def show(self, console: Console) -> None:
@@ -73,6 +80,7 @@ class ImportReport:
             ("missing, allowed", len(self.allowed_missing), self.parameters(self.allowed_missing)),
             ("missing", len(self.missing), self.parameters(self.missing)),
             ("misshapen", len(self.misshapen), self.parameters(list(self.misshapen))),
+            ("not weights", len(self.unfit), self.parameters(list(self.unfit))),
             ("unexpected in the file", len(self.unexpected), sum(self.unexpected.values())),
         ]
         for label, tensors, parameters in rows:
@@ -81,6 +89,10 @@ class ImportReport:
         for label, names in (("missing", self.missing), ("unexpected", sorted(self.unexpected)), ("ignored", self.ignored)):
             for name in names:
                 console.print(f"  {label}: {name}")
+        if self.also:
+            console.print(f"  taken: '{self.taken}'; not taken: {', '.join(repr(name) for name in self.also)}")
+        for name, why in self.unfit.items():
+            console.print(f"  not weights: {name}: {why}")
         for name, shapes in self.misshapen.items():
             console.print(f"  misshapen: {name}: {shapes}")
         for old, new in self.remapped.items():
@@ -91,7 +103,7 @@ class ImportReport:
         if self.complete:
             return
         wrong = [f"missing {n}" for n in self.missing] + [f"misshapen {n}: {s}" for n, s in self.misshapen.items()]
-        wrong += [f"unexpected {n}" for n in self.unexpected]
+        wrong = [f"{n} {why}" for n, why in self.unfit.items()] + wrong + [f"unexpected {n}" for n in self.unexpected]
         listed = "\n".join(f"  {line}" for line in wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise CheckpointError(
@@ -105,11 +117,13 @@ def match(
     state: dict[str, Tensor],
     expected: dict[str, torch.Size],
     allow_missing: list[str],
+    may_be_constant: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], ImportReport]:
     """Match translated tensors with the network's, by name and shape.
 
     Args:
         allow_missing: last parts of names that need not be in the file, as "elevation_alpha".
+        may_be_constant: last parts of names of matrices that start at zero.
 
     Returns:
         The tensors to load, in fp32, and the report.
@@ -123,50 +137,83 @@ def match(
         elif state[name].shape != shape:
             report.misshapen[name] = f"{tuple(state[name].shape)} in the file, {tuple(shape)} here"
         else:
-            tensors[name] = state[name].float()
+            leaf = name.rsplit(".", 1)[-1]
+            why = unfit(state[name], must_vary=len(shape) > 1 and leaf not in may_be_constant)
+            if why:
+                report.unfit[name] = why
+                continue
+            tensors[name] = state[name].detach().float()
             report.loaded.append(name)
     report.unexpected = {name: tensor.numel() for name, tensor in state.items() if name not in expected}
     return tensors, report
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def unfit(tensor: Tensor, must_vary: bool) -> str:
+    """Why a tensor's values cannot be weights; empty if they can."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
+        return f"is {kind}, without plain values"
+    if tensor.dtype not in WEIGHT_TYPES:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, not floating-point weights"
+    values = tensor.detach().float()
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        overflow = " (fp16 overflows at 65504)" if tensor.dtype == torch.float16 else ""
+        return f"has {bad} values that are not finite{overflow}"
+    if must_vary and values.numel() > 1:
+        flat = values.flatten()
+        if bool((flat == flat[0]).all()):
+            return f"is {float(flat[0]):g} everywhere"
+        whole = flat[: flat.numel() // ZERO_RUN * ZERO_RUN].view(-1, ZERO_RUN)
+        holes = int((whole == 0.0).all(1).sum())
+        if holes:
+            return f"has {holes * ZERO_RUN} zeros in a row: the file was not copied whole"
+    return ""
+
+
+def read_tensors(path: Path) -> Foreign:
     """Every tensor of a checkpoint of any format, without executing anything in it.
 
     Accepts safetensors, a state dict or Lightning checkpoint written by torch.save, one of our checkpoint directories,
     or a DeepSpeed checkpoint directory.
 
     Raises:
-        CheckpointError: absent, of no known format, or it holds more than tensors and plain values.
+        CheckpointError: absent, of no known format, or damaged.
     """
     if not path.exists():
         raise CheckpointError(f"no weights at {path}.")
-    if path.is_dir():
-        return _read_directory(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", mmap=_is_zip(path), weights_only=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened: {error}") from error
-    state = content.get("state_dict", content.get("module", content)) if isinstance(content, dict) else content
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no named tensors: expected a state dict or a checkpoint with 'state_dict'.")
-    return tensors
+    return _read_directory(path) if path.is_dir() else read_file(path)
 
 
-def _read_directory(path: Path) -> dict[str, Tensor]:
-    if (path / "weights.safetensors").is_file():
-        return load_file(path / "weights.safetensors")
+def _read_directory(path: Path) -> Foreign:
+    ours = path / "weights.safetensors"
+    if ours.is_file():
+        expected = _recorded_sha256(path)
+        if expected is not None and sha256_of(ours) != expected:
+            raise CheckpointError(f"{ours} does not have the sha256 that was recorded beside it: it is damaged. Copy it again.")
+        return read_file(ours)
     if (path / "latest").is_file():
-        path = path / (path / "latest").read_text().strip()
+        try:
+            path = path / (path / "latest").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}/latest is not the text that DeepSpeed writes ({error}): name the directory of one "
+                                  "checkpoint.") from error  # fmt: skip
     if any(path.glob("*_optim_states.pt")):
-        return _read_deepspeed(path)
+        return Foreign(_read_deepspeed(path))
     if (path / "mp_rank_00_model_states.pt").is_file():  # stage 0 keeps its weights here alone
-        return read_tensors(path / "mp_rank_00_model_states.pt")
+        return read_file(path / "mp_rank_00_model_states.pt")
     raise CheckpointError(f"{path} is not a checkpoint directory: no weights.safetensors and no DeepSpeed states in it.")
+
+
+def _recorded_sha256(path: Path) -> str | None:
+    """Of weights.safetensors in one of our directories: a checkpoint's, or an import's."""
+    if (path / MANIFEST).is_file():
+        record = read(path).files.get("weights.safetensors")
+        return None if record is None else record.sha256
+    if (path / REPORT).is_file():
+        report = read_json(path / REPORT)
+        return str(report["sha256"]) if isinstance(report, dict) and "sha256" in report else None
+    return None
 
 
 def _read_deepspeed(path: Path) -> dict[str, Tensor]:
@@ -176,13 +223,18 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
     from deepspeed.utils.tensor_fragment import fragment_address
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    for file in sorted(path.glob("*.pt")):
+        require_checksums(file)
     before = os.environ.get(FORCE_WEIGHTS_ONLY)
     os.environ[FORCE_WEIGHTS_ONLY] = "1"  # the function would otherwise unpickle anything
     try:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]), redirect_stdout(sys.stderr):
             merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened: {error}") from error
+        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened.") from error
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, TypeError,
+            EOFError) as error:  # fmt: skip
+        raise CheckpointError(f"{path} is no whole DeepSpeed checkpoint ({type(error).__name__}: {error}).") from error
     finally:
         if before is None:
             del os.environ[FORCE_WEIGHTS_ONLY]
@@ -191,23 +243,30 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in merged.items()}
 
 
-def _is_zip(path: Path) -> bool:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recorded_beside(path: Path) -> dict[str, Any] | None:
     """What one of our checkpoints, exports or imports records with its weights: statistics, fingerprints and the
-    validation loss of these very weights (or None); None for a foreign file.
+    validation loss of these very weights (or None); None for a foreign file, whatever JSON lies beside it.
+
+    Raises:
+        CheckpointError: a record of ours is damaged.
     """
-    for file in (path / "manifest.json", path / RECORD, path.with_suffix(".json")):
-        if file.is_file():
-            recorded: dict[str, Any] = json.loads(file.read_text())
+    if (path / MANIFEST).is_file():
+        m = read(path)
+        return {"statistics": m.statistics, "fingerprints": m.fingerprints, "val_loss": m.own_val_loss,
+                "val_step": m.progress.val_step, "step": m.step}  # fmt: skip
+    for file in (path / RECORD, path.with_suffix(".json")):
+        recorded = read_json(file) if file.is_file() else None
+        if isinstance(recorded, dict) and recorded.keys() >= RECORDED:
             val_loss = recorded["val_loss"] if recorded["val_step"] == recorded["step"] else None
-            return {"statistics": recorded["statistics"], "fingerprints": recorded["fingerprints"], "val_loss": val_loss,
-                    "val_step": recorded["val_step"], "step": recorded["step"]}  # fmt: skip
+            return {key: recorded[key] for key in RECORDED} | {"val_loss": val_loss}
     return None
 
 
-def write_report(report: ImportReport, path: Path) -> None:
-    path.write_text(json.dumps(report.to_json(), indent=1))
+def write_report(report: ImportReport, path: Path, **more: str) -> None:
+    """As JSON; `more` beside it."""
+    path.write_text(json.dumps(report.to_json() | more, indent=1))

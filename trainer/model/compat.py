@@ -56,7 +56,7 @@ def translate(foreign: dict[str, Tensor], expected: dict[str, torch.Size]) -> Tr
     prefix = _best_prefix(renamed, expected)
     result = Translation({}, {old: new.removeprefix(prefix) for old, new in remapped.items()})
     for key, tensor in renamed.items():
-        if key.rsplit(".", 1)[-1] in KNOWN_BUFFERS:
+        if key.rsplit(".", 1)[-1] in KNOWN_BUFFERS or _is_averaged_copy(key, prefix, expected):
             result.ignored.append(key)
             continue
         result.state[key.removeprefix(prefix)] = tensor
@@ -124,7 +124,12 @@ def _stack_projections(foreign: dict[str, Tensor]) -> tuple[dict[str, Tensor], d
         parts.setdefault(name, {})[int(match[2])] = tensor
         remapped[key] = name
     for name, numbered in parts.items():
-        kept[name] = torch.stack([numbered[i] for i in sorted(numbered)])
+        tensors = [numbered[i] for i in sorted(numbered)]
+        if len({tensor.shape for tensor in tensors}) > 1:  # then they stay as they are, and are listed as unexpected
+            kept |= {old: foreign[old] for old, new in remapped.items() if new == name}
+            remapped = {old: new for old, new in remapped.items() if new != name}
+            continue
+        kept[name] = torch.stack(tensors)
     return kept, remapped
 
 
@@ -135,4 +140,15 @@ def _best_prefix(keys: dict[str, Tensor], expected: dict[str, torch.Size]) -> st
             if key == name or key.endswith("." + name):
                 prefix = key[: len(key) - len(name)]
                 found[prefix] = found.get(prefix, 0) + int(np.prod(shape))
-    return max(found, key=lambda p: (found[p], -len(p))) if found else ""
+    return max(found, key=lambda p: (found[p], not _averaged(p), -len(p))) if found else ""
+
+
+def _averaged(prefix: str) -> bool:
+    """Whether a prefix is that of an exponential moving average beside the weights themselves."""
+    return "ema" in re.split(r"[._]", prefix.lower())
+
+
+def _is_averaged_copy(key: str, prefix: str, expected: dict[str, torch.Size]) -> bool:
+    if key.startswith(prefix) and key.removeprefix(prefix) in expected:
+        return False
+    return any(key.endswith("." + name) and _averaged(key.removesuffix(name)) for name in expected)

@@ -18,6 +18,8 @@ from trainer.model.attention import Attention, inverse
 from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate
 from trainer.model.timm_layers import DropPath, Mlp, trunc_normal_
 
+START_AT_ZERO = ("var_query", "proj_biases")  # parameters with more than one dimension that need not vary
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -1,0 +1,134 @@
+"""What a checkpoint says of itself: one typed class, read and written here alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(Exception):
+    """A checkpoint is absent, damaged or belongs to another run; the message names it and the remedy."""
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"'{name}' is not a file inside the checkpoint")
+    return name
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+@dataclass(config=ConfigDict(extra="forbid"))
+class Progress:
+    """The whole state of a run beside weights and optimizer; dropout is seeded by position in the stream."""
+
+    step: int = 0
+    samples_seen: int = 0
+    best_val_loss: float = float("inf")
+    validated_on: str = ""  # the validation set that best_val_loss belongs to
+    val_loss: float | None = None
+    val_step: int = -1  # the step whose weights have val_loss
+    bad_steps: int = 0  # skipped ones in a row
+    usual_loss: float | None = None  # running mean of the training loss, where spikes are watched for
+    stepped_over: list[list[int]] = field(default_factory=list)  # [first, last) stream positions, rolled back over
+    roll_backs: int = 0
+    wall_seconds: float = 0.0
+    changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
+
+    def set_validated_on(self, validation_set: str) -> None:
+        """Name the set that is scored from now on; the best loss on another one is no measure for it."""
+        if self.validated_on != validation_set:
+            self.validated_on, self.best_val_loss = validation_set, float("inf")
+
+
+class Memory(BaseModel):
+    """What a run must remember of itself, beside weights and optimizer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    progress: Progress
+    config: dict[str, Any]  # the resolved run
+    deepspeed: dict[str, Any]  # the resolved DeepSpeed configuration
+    fingerprints: dict[str, str]
+    statistics: dict[str, dict[str, float]]
+    parameters: dict[str, dict[str, Any]]  # name -> optimizer group and shape
+    world_size: int = Field(ge=1)
+    zero_stage: int = Field(ge=0, le=3)
+    version: str
+
+
+class Manifest(Memory):
+    """`Memory`, every file of the checkpoint with its hash, and the hash of every tensor in them."""
+
+    format: Literal[2]
+    files: dict[Annotated[str, AfterValidator(_inside)], FileRecord] = Field(min_length=1)
+    tensors: dict[str, str]
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    @property
+    def own_val_loss(self) -> float | None:
+        """The validation loss of these very weights, where they were validated."""
+        return self.progress.val_loss if self.progress.val_step == self.step else None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a directory's name claims; None where it is not exactly a name of ours."""
+    named = STEP_NAME.fullmatch(checkpoint.name)
+    return int(named[1]) if named and f"step-{int(named[1]):08d}" == checkpoint.name else None
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        CheckpointError: absent, unreadable, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist.") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def read(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint directory, checked as a whole; its files are not looked at.
+
+    Raises:
+        CheckpointError: absent, unreadable, or not a manifest of this format.
+    """
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {checkpoint} (it has no {MANIFEST}).")
+    tree = read_json(path)
+    if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
+        raise CheckpointError(f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own shards: "
+                              f"start a new run from its weights with init_from.path={checkpoint}.")  # fmt: skip
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise CheckpointError(f"{path} is damaged: {where}: {first['msg']} ({error.error_count()} such).") from error
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    path.write_text(json.dumps(manifest.model_dump(mode="python"), indent=1), encoding="utf-8")

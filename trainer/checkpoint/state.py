@@ -1,0 +1,320 @@
+"""Weights and optimizer state by parameter name, out of an engine and back, whatever its ZeRO stage and number of ranks.
+
+DeepSpeed keeps AdamW's moments flat, cut and in an order that depends on stage, ranks and settings. What is saved here is
+what a parameter has: its fp32 value, `exp_avg`, `exp_avg_sq` and `step`. So any number of ranks, any stage and any layout
+loads any checkpoint, and state can only land where its name is.
+
+Loading after `deepspeed.initialize` is done in both places that matter: in the fp32 masters, which the next step starts
+from, and in the weights of the forward pass. `prove` then compares both, and the moments, with what was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.checkpoint import consistency
+from trainer.checkpoint.manifest import CheckpointError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+WEIGHTS_FILE = Path("weights.safetensors")
+SHARE_BYTES = 1 << 30  # of optimizer state; more is gathered on, and written by, several ranks
+
+
+@dataclass
+class Named:
+    """fp32 tensors on the CPU; on rank 0, where something was read, and empty on all other ranks."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)  # parameters and persistent buffers
+    moments: dict[str, Tensor] = field(default_factory=dict)  # "NAME.exp_avg", "NAME.exp_avg_sq", "NAME.step"; none: zeros
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """Shape of the whole parameter, also where ZeRO 3 has partitioned it."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def capture(engine: Any) -> dict[Path, dict[str, Tensor]]:
+    """Copies of what this rank has to write, by file; collective.
+
+    Rank 0 writes the weights. The optimizer's state goes to one file, or to as many as it fills with SHARE_BYTES, each
+    gathered on a rank of its own.
+    """
+    trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    files: dict[Path, dict[str, Tensor]] = {}
+    weights = _full_weights(engine)
+    if weights:
+        files[WEIGHTS_FILE] = weights
+    for file, writer, names in shares({name: shape_of(p).numel() for name, p in trained.items()}, dist.get_world_size()):
+        for name in names:
+            values = {f"{name}.{kind}": _read(engine, trained[name], kind) for kind in MOMENTS}
+            values[f"{name}.step"] = _step(engine)
+            if dist.get_rank() == writer:
+                files.setdefault(file, {}).update({key: _published(value) for key, value in values.items()})
+    return files
+
+
+def shares(sizes: dict[str, int], ranks: int, share_bytes: int | None = None) -> list[tuple[Path, int, list[str]]]:
+    """[(file, rank that writes it, names)]: parameters in order, cut where a file would be over `share_bytes`."""
+    limit = share_bytes or SHARE_BYTES
+    cuts: list[list[str]] = [[]]
+    filled = 0
+    for name, numel in sizes.items():
+        size = 4 * len(MOMENTS) * numel
+        if cuts[-1] and filled + size > limit:
+            cuts.append([])
+            filled = 0
+        cuts[-1].append(name)
+        filled += size
+    count = len(cuts)
+    names = (
+        ["optimizer.safetensors"] if count == 1 else [f"optimizer-{i + 1:03d}-of-{count:03d}.safetensors" for i in range(count)]
+    )
+    return [(Path(name), i * ranks // count, cut) for i, (name, cut) in enumerate(zip(names, cuts, strict=True))]
+
+
+@torch.no_grad()
+def restore(engine: Any, named: Named) -> None:
+    """Put rank 0's `named` into every rank's masters, forward weights and optimizer; collective.
+
+    Raises:
+        CheckpointError: on every rank, if a name or shape is not the engine's; nothing was changed then.
+    """
+    parameters = dict(engine.module.named_parameters())
+    with_moments = consistency.on_main(lambda: _require_fitting(engine, named))
+    _create_states(engine)
+    for buffer_name, buffer in _persistent_buffers(engine):
+        buffer.copy_(_from_main(named.weights.get(buffer_name), buffer.shape, engine.device).to(buffer.dtype))
+    for name, parameter in parameters.items():
+        value = _from_main(named.weights.get(name), shape_of(parameter), engine.device)
+        _write(engine, parameter, None, value)
+        _write_forward(parameter, value)
+        for kind in MOMENTS if parameter.requires_grad else ():
+            given = named.moments.get(f"{name}.{kind}")
+            _write(engine, parameter, kind, _from_main(given, shape_of(parameter), engine.device) if with_moments
+                   else torch.zeros_like(value))  # fmt: skip
+    steps = [tensor for key, tensor in named.moments.items() if key.endswith(".step")]
+    step = _from_main(steps[0] if steps else torch.zeros(()), torch.Size(()), engine.device)
+    for state in _states(engine):
+        state["step"].fill_(step.item())
+
+
+def prove(engine: Any, recorded: dict[str, str]) -> None:
+    """Compare what every rank's next forward pass uses, what its optimizer will update, and its moments; collective.
+
+    Args:
+        recorded: hashes of what was loaded, on rank 0.
+
+    Raises:
+        CheckpointError: on every rank, naming the first differing tensor and the ranks.
+    """
+    held = [(name, p) for name, p in engine.module.named_parameters() if not hasattr(p, "ds_id")]
+    consistency.require_equal(
+        consistency.hash_tensors([*held, *engine.module.named_buffers()]), {}, "weights before the next step"
+    )
+    consistency.require_equal(
+        consistency.hash_tensors(_everything(engine)), recorded, "optimizer's weights and moments before the next step"
+    )
+
+
+def hashes_of(named: Named, engine: Any) -> dict[str, str]:
+    """What `prove` has to find after `restore(engine, named)`; of rank 0's tensors, empty elsewhere."""
+    if dist.get_rank() != 0:
+        return {}
+    moments = dict(named.moments)
+    if not moments:
+        for name, parameter in engine.module.named_parameters():
+            if parameter.requires_grad:
+                zeros = torch.zeros(shape_of(parameter))
+                moments |= {f"{name}.{kind}": zeros for kind in MOMENTS} | {f"{name}.step": torch.zeros(())}
+    own = {name for name, _ in engine.module.named_parameters()}
+    weights = {name: tensor for name, tensor in named.weights.items() if name in own}
+    return consistency.hash_tensors((weights | moments).items())
+
+
+def changed(named: Named, recorded: dict[str, str]) -> list[str]:
+    """Names of tensors that are not those whose hashes were recorded."""
+    hashes = consistency.hash_tensors((named.weights | named.moments).items())
+    return sorted(name for name in hashes.keys() | recorded.keys() if hashes.get(name) != recorded.get(name))
+
+
+def _everything(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in engine.module.named_parameters():
+        yield name, _read(engine, parameter, None)
+        for kind in MOMENTS if parameter.requires_grad else ():
+            yield f"{name}.{kind}", _read(engine, parameter, kind)
+        if parameter.requires_grad:
+            yield f"{name}.step", _step(engine)
+
+
+def _full_weights(engine: Any) -> dict[str, Tensor]:
+    """Parameters and persistent buffers in fp32 on the CPU of rank 0 (empty elsewhere); collective."""
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        value = _read(engine, parameter, None)
+        if dist.get_rank() == 0:
+            weights[name] = _published(value)
+    if dist.get_rank() == 0:
+        weights |= {name: buffer.detach().to("cpu", torch.float32, copy=True) for name, buffer in _persistent_buffers(engine)}
+    return weights
+
+
+def _published(value: Tensor) -> Tensor:
+    """A copy as it is written: fp32, on the CPU; a scalar has the shape (), also where the module holds it as (1,)."""
+    value = value.reshape(()) if value.numel() == 1 else value
+    return value.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _persistent_buffers(engine: Any) -> list[tuple[str, Tensor]]:
+    kept = engine.module.state_dict().keys()
+    return [(name, buffer) for name, buffer in engine.module.named_buffers() if name in kept]
+
+
+def _require_fitting(engine: Any, named: Named) -> bool:
+    """Whether there are moments; refuses names and shapes that are not the engine's."""
+    wrong: list[str] = []
+
+    def compare(what: str, given: Mapping[str, Tensor], wanted: dict[str, torch.Size]) -> None:
+        wrong.extend(f"{what} '{name}' is missing" for name in wanted.keys() - given.keys())
+        wrong.extend(f"{what} '{name}' is unknown here" for name in given.keys() - wanted.keys())
+        wrong.extend(f"{what} '{name}' has shape {tuple(given[name].shape)}, not {tuple(shape)}"
+                     for name, shape in wanted.items()
+                     if name in given and given[name].numel() != shape.numel())  # fmt: skip
+
+    parameters = dict(engine.module.named_parameters())
+    buffers = {name: buffer.shape for name, buffer in _persistent_buffers(engine)}
+    compare("weight", named.weights, {name: shape_of(p) for name, p in parameters.items()} | buffers)
+    if named.moments:
+        trained = {name: shape_of(p) for name, p in parameters.items() if p.requires_grad}
+        wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in MOMENTS}
+        compare("optimizer state", named.moments, wanted | {f"{name}.step": torch.Size(()) for name in trained})
+        steps = {float(tensor) for key, tensor in named.moments.items() if key.endswith(".step")}
+        if len(steps) > 1:
+            wrong.append(f"parameters have been updated {sorted(steps)} times, not equally often")
+    if wrong:
+        raise CheckpointError(
+            "what was read does not fit the network: " + "; ".join(sorted(wrong)[:6]) + ". Nothing was loaded."
+        )
+    return bool(named.moments)
+
+
+def _from_main(value: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:
+    """Rank 0's tensor on every rank, fp32; collective."""
+    if dist.get_rank() == 0:
+        assert value is not None
+        sent = value.detach().to(device, torch.float32).reshape(shape).contiguous()
+        sent = sent.clone() if sent.data_ptr() == value.data_ptr() else sent
+    else:
+        sent = torch.empty(shape, dtype=torch.float32, device=device)
+    dist.broadcast(sent, src=0)
+    return sent
+
+
+def _inner(engine: Any) -> Any:
+    """torch's AdamW, inside whatever DeepSpeed wraps around it."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _updated(engine: Any) -> list[Tensor]:
+    """The tensors that AdamW updates on this rank; ZeRO 3 shows them to it one at a time."""
+    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    return partitions or [tensor for group in _inner(engine).param_groups for tensor in group["params"]]
+
+
+def _states(engine: Any) -> list[dict[str, Tensor]]:
+    state = _inner(engine).state
+    return [state[tensor] for tensor in _updated(engine) if tensor in state]
+
+
+def _step(engine: Any) -> Tensor:
+    """How often AdamW has updated; alike for all parameters, since all ranks skip the same steps."""
+    states = _states(engine)
+    if not states:
+        return torch.zeros(())
+    found = {float(state["step"]) for state in states}
+    if len(found) != 1:
+        raise CheckpointError(f"parameters have been updated {sorted(found)} times, not equally often: nothing was saved.")
+    return torch.tensor(found.pop())
+
+
+def _create_states(engine: Any) -> None:
+    """AdamW and DeepSpeed make and link the moments in the first step only; a load needs them before."""
+    inner = _inner(engine)
+    for tensor in _updated(engine):
+        state = inner.state[tensor]
+        if "step" not in state:
+            place = tensor.device if inner.defaults["fused"] else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=place)
+        for kind in MOMENTS:
+            if kind not in state:
+                state[kind] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()
+
+
+def _plain_masters(engine: Any) -> dict[int, Tensor]:
+    """Without ZeRO under bf16, DeepSpeed keeps a list of fp32 copies in the order of its list of weights."""
+    weights, masters = (getattr(engine.optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
+    return {id(p): m for ps, ms in zip(weights, masters, strict=False) for p, m in zip(ps, ms, strict=True)}
+
+
+def _read(engine: Any, parameter: Tensor, kind: str | None) -> Tensor:
+    """The whole fp32 value of a parameter, or of one of its moments; collective under ZeRO."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        if kind is None:
+            return safe_get_full_fp32_param(parameter)
+        if not _states(engine):
+            return torch.zeros(shape_of(parameter), device=engine.device)
+        return safe_get_full_optimizer_state(parameter, kind)
+    master = _plain_masters(engine).get(id(parameter), parameter)
+    if kind is None:
+        return master.detach()
+    state = _inner(engine).state.get(master)
+    return state[kind] if state else torch.zeros_like(master)
+
+
+def _write(engine: Any, parameter: Tensor, kind: str | None, value: Tensor) -> None:
+    """Keep this rank's share of a whole value."""
+    if hasattr(parameter, "ds_id"):
+        _write_partition(parameter, kind, value)
+    elif hasattr(parameter, "_hp_mapping"):
+        parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]
+    else:
+        master = _plain_masters(engine).get(id(parameter), parameter)
+        target = master if kind is None else _inner(engine).state[master][kind]
+        target.detach().copy_(value)
+
+
+def _write_partition(parameter: Any, kind: str | None, value: Tensor) -> None:
+    """ZeRO 3's share of this rank, padded where the last one is short (DeepSpeed's own full setter reads past the end)."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    length = parameter.ds_tensor.numel()
+    mine = value.flatten()[dist.get_rank() * length :][:length]
+    share = torch.zeros(length, dtype=torch.float32, device=value.device)
+    share[: mine.numel()] = mine
+    if kind is None:
+        safe_set_local_fp32_param(parameter, share)
+    else:
+        safe_set_local_optimizer_state(parameter, share, kind)
+
+
+def _write_forward(parameter: Any, value: Tensor) -> None:
+    """The weights of the forward pass, rounded to their type."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.data.copy_(value)
+    else:
+        parameter.data.copy_(value)

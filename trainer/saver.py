@@ -1,0 +1,60 @@
+"""When a run's checkpoints become visible, and which of them stay."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from trainer.checkpoint import state, store
+from trainer.checkpoint.manifest import Memory
+from trainer.config import Run
+from trainer.telemetry import Telemetry
+
+log = logging.getLogger("trainer")
+
+
+class Saver:
+    """The checkpoints of a run: at most one is being written, by threads of all ranks, while training goes on."""
+
+    def __init__(self, engine: Any, run: Run, remember: Callable[[], Memory], telemetry: Telemetry | None) -> None:
+        self._engine, self._run, self._remember, self._telemetry = engine, run, remember, telemetry
+        self._pending: store.Saving | None = None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._pending is not None and self._pending.writing
+
+    def save(self) -> None:
+        """Copy what a checkpoint holds and start writing it, after the one before is visible; collective."""
+        self.commit()
+        started = time.monotonic()
+        self._pending = store.Saving(self._run.run_dir, self._remember(), state.capture(self._engine))
+        self._pending.stall = time.monotonic() - started
+
+    def commit(self) -> None:
+        """Wait for all ranks, make a pending checkpoint visible, and remove old ones; collective.
+
+        Raises:
+            CheckpointError: on every rank, if any rank could not write.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending, started = self._pending, None, time.monotonic()
+        path = pending.commit()
+        if dist.get_rank() == 0:
+            self._retain()
+        if self._telemetry:
+            seconds = pending.stall + time.monotonic() - started
+            self._telemetry.record("checkpoint", pending.step, {"stall_s": seconds, "write_s": pending.write_seconds})
+            log.info("saved %s: training waited %.2f s, written in %.2f s", path, seconds, pending.write_seconds)
+
+    def _retain(self) -> None:
+        try:
+            store.retain(self._run.run_dir, self._run.checkpoint.keep_last, self._run.checkpoint.keep_every)
+        except OSError as error:
+            log.info("WARNING: old checkpoints were not removed (%s); the new one is whole, the next save tries again", error)
