@@ -62,6 +62,7 @@ Interrupt it anywhere and run it again: what is done is verified and kept.""",
     parser.add_argument(
         "--method", choices=["bilinear", "conservative"], help="default: conservative where the target is coarser"
     )
+    parser.add_argument("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--{split}", nargs=2, required=split == "train", metavar=("FIRST", "LAST"), help="days, inclusive")
     for name in ("elevation", "population", "land-mask"):
@@ -84,7 +85,8 @@ Interrupt it anywhere and run it again: what is done is verified and kept.""",
     scan = prepare.Scan(a.wind_scan, a.patch, tuple(a.regions)) if a.wind_scan else None
     plan = prepare.Plan(
         source=a.source, fields=sources.read_map(a.map) if a.map else sources.SOURCES[a.source], files=sorted(a.files),
-        lat=(min(a.lat), max(a.lat)), lon=tuple(a.lon), grid=tuple(a.grid),
+        lead_hours=tuple(sorted(a.lead)) if a.lead else None, lat=(min(a.lat), max(a.lat)), lon=tuple(a.lon),
+        grid=tuple(a.grid),
         splits={s: tuple(days) for s in ("train", "validation", "test") if (days := getattr(a, s))},
         elevation=a.elevation, population=a.population, land_mask=a.land_mask, domain=a.domain, method=a.method,
         shard_hours=a.shard_hours, scan=scan,
@@ -131,8 +133,8 @@ def wind_scan_command(argv: list[str]) -> None:
     a = parser.parse_args(argv)
     out = a.out or a.store.with_suffix(".wind_scan")
     cache = wind_scan.build(open_store(a.store), out, patch=a.patch, regions=tuple(a.regions), sectors=a.sectors)
-    unknown = int((cache.sectors == wind_scan.NO_WIND).any(1).sum())
-    console.print(f"wrote {out}: orders {cache.orders_hash[:12]}, {len(cache.sectors)} hours, {unknown} without wind")
+    unknown = int((~(cache.usable("global") & cache.usable("regional"))).sum())
+    console.print(f"wrote {out}: orders {cache.orders_hash[:12]}, {cache.hours} hours, {unknown} without wind")
 
 
 def import_pickle_command(argv: list[str]) -> None:

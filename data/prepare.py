@@ -7,7 +7,6 @@ its hash and not redone. The plan, the catalogue of the files and the weights st
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -32,7 +31,7 @@ import shapely
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data import DataError, regrid, sources, store, variables, wind_scan
+from data import DataError, locks, origin, regrid, sources, store, variables, wind_scan
 from data.regrid import Grid, Regridder
 
 console = Console(stderr=True)
@@ -67,6 +66,7 @@ class Plan:
     method: str | None = None  # None: conservative where the target is coarser
     shard_hours: int = 120
     scan: Scan | None = field(default=None)
+    lead_hours: tuple[float, ...] | None = None  # of forecasts; None: all, each hour once
 
     @property
     def target(self) -> Grid:
@@ -76,9 +76,9 @@ class Plan:
         return Grid(north - down * (north - south), west + right * (east - west))
 
     def identity(self) -> dict[str, Any]:
-        """What a restart is compared with; files by size, so that another download is noticed."""
-        described = json.loads(json.dumps(asdict(self), default=str))
-        return described | {"files": [[str(file), file.stat().st_size] for file in self.files]}
+        """What a restart is compared with; what the files hold is compared by their content (origin.py)."""
+        described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return described
 
 
 def prepare(path: Path, plan: Plan, workers: int) -> None:
@@ -110,6 +110,7 @@ def begin(path: Path, plan: Plan) -> bool:
         made_by = store.open_store(path).provenance.get("plan_sha256")
         if made_by != _sha256_of(plan.identity()):
             raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
+        origin.require_unchanged(path, plan.files)
         if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
             _build_scan(path, plan.scan, None)
         shutil.rmtree(parts, ignore_errors=True)
@@ -120,8 +121,10 @@ def begin(path: Path, plan: Plan) -> bool:
         if differing:
             raise DataError(f"{store.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or "
                             f"remove it and {parts} to start again.")  # fmt: skip
+        _require_same_hours(path, plan)
         return True
-    catalogue = sources.catalogue(plan.fields, plan.files)
+    seen = origin.glance(plan.files)
+    catalogue = sources.catalogue(plan.fields, plan.files, plan.lead_hours)
     first, last = catalogue.span
     times = np.arange(first, last + 1)
     (fine_lat, fine_lon), (lat, lon) = regrid.spacing(catalogue.grid), regrid.spacing(plan.target)
@@ -145,9 +148,28 @@ def begin(path: Path, plan: Plan) -> bool:
                     "source_grid": list(catalogue.grid.shape), "plan_sha256": _sha256_of(plan.identity())},
     )  # fmt: skip
     catalogue.save(parts / "catalogue.npz")
+    origin.begin(parts, seen)
     scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
     _write_last(parts / "plan.json", json.dumps(plan.identity()))
     return True
+
+
+def _require_same_hours(path: Path, plan: Plan) -> None:
+    """Files that were replaced since the catalogue was made must hold the same hours; their shards are written again.
+
+    Raises:
+        DataError: they do not.
+    """
+    parts = store.parts_path(path)
+    replaced = origin.replaced(parts, plan.files)
+    if not replaced:
+        return
+    names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
+    console.print(f"{names} changed since the catalogue was made: comparing")
+    before, now = sources.load(parts / "catalogue.npz"), sources.catalogue(plan.fields, plan.files, plan.lead_hours)
+    if not before.equals(now):
+        raise DataError(f"{replaced[0]} holds other hours or another grid than when {store.partial_path(path)} was begun: "
+                        f"remove it and {parts} to start again.")  # fmt: skip
 
 
 def require_same_plan(path: Path, plan: Plan) -> bool:
@@ -203,7 +225,9 @@ def finish(path: Path) -> str:
         raise DataError(f"{path}: {len(left)} of {shards} shards are not written: {left[:8]}. Run the same command again.")
     if scan:
         codes = np.concatenate([_sectors(path, i) for i in range(shards)])
-    fingerprint = store.finalise(path)
+    files = _job(path).catalogue.files
+    about = {origin.RECORD: json.dumps(origin.describe(store.parts_path(path), files), indent=0)}
+    fingerprint = store.finalise(path, about)
     if scan:
         _build_scan(path, scan, codes)
     return fingerprint
@@ -239,6 +263,11 @@ class _Job:
     shard_hours: int
     scan: Scan | None
 
+    def files_of(self, shard: int) -> list[int]:
+        """Numbers of the files that a shard's hours are read from."""
+        start = self.first + shard * self.shard_hours
+        return self.catalogue.files_between(start, start + min(self.shard_hours, self.hours - shard * self.shard_hours))
+
 
 @lru_cache(maxsize=1)
 def _job(path: Path) -> _Job:
@@ -255,17 +284,21 @@ def _job(path: Path) -> _Job:
 def _write_shard(path: Path, shard: int) -> int:
     """Bytes of source read."""
     job = _job(path)
-    with (store.parts_path(path) / f"lock-{shard}").open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"shard {shard} of {path} is being written by another process: wait for it, or end it.") from error
+    try:
+        held = locks.hold(store.parts_path(path) / f"lock-{shard}")
+    except locks.Busy as busy:
+        raise DataError(f"shard {shard} of {path} is being written by {busy}: wait for it, or end it.") from busy
+    with held:
         return _write_claimed(path, job, shard)
 
 
 def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     start = shard * job.shard_hours
     count = min(job.shard_hours, job.hours - start)
+    parts = store.parts_path(path)
+    used = job.files_of(shard)
+    content = {number: origin.content_of(parts, job.catalogue.files[number], number) for number in used}
+    (parts / f"sources-{shard}.json").unlink(missing_ok=True)
     reader = sources.Reader(job.catalogue, job.first + start, count)
     for group in store.DYNAMIC_GROUPS:
         block = np.full((count, len(variables.GROUPS[group]), *job.regridder.shape), np.nan, "f4")
@@ -280,6 +313,9 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
             being_written = store.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
             np.savez(being_written, codes=codes)
             being_written.rename(store.parts_path(path) / f"sectors-{shard}.npz")
+    for number in used:
+        origin.require_still(parts, job.catalogue.files[number], number)
+    _write_last(parts / f"sources-{shard}.json", json.dumps(content))
     return reader.bytes_read
 
 
@@ -355,7 +391,17 @@ def _is_done(path: Path, shard: int) -> bool:
             _sectors(path, shard)
         except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
             return False
-    return all(store.is_written(path, group, shard) for group in store.DYNAMIC_GROUPS)
+    return _is_of_its_sources(path, shard) and all(store.is_written(path, group, shard) for group in store.DYNAMIC_GROUPS)
+
+
+def _is_of_its_sources(path: Path, shard: int) -> bool:
+    """Whether the files that a shard was read from still hold what was read."""
+    parts, files = store.parts_path(path), _job(path).catalogue.files
+    try:
+        recorded: dict[str, str] = json.loads((parts / f"sources-{shard}.json").read_text())
+    except (FileNotFoundError, ValueError):  # killed before it was done, or before its page reached the disk
+        return False
+    return all(origin.content_of(parts, files[int(number)], int(number)) == sha256 for number, sha256 in recorded.items())
 
 
 def _sectors(path: Path, shard: int) -> np.ndarray:
@@ -441,5 +487,6 @@ def _sha256_of(tree: dict[str, Any]) -> str:
 
 
 def _write_last(path: Path, text: str) -> None:
-    path.with_suffix(".partial").write_text(text)
-    path.with_suffix(".partial").rename(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.rename(path)

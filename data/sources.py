@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import cf_xarray  # noqa: F401 - gives datasets their .cf
 import numpy as np
 import xarray as xr
-import yaml
 
-from data import DataError, variables
+from data import DataError, classic, variables
 from data.regrid import Grid, wrapped
+from data.strict import parse_yaml
 
 GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
 KELVIN = 273.15
@@ -35,6 +36,8 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
 SYNONYMS = {"percent": "%", "c": "degc", "celsius": "degc", "degree_celsius": "degc", "degrees_celsius": "degc", "kelvin": "k",
             "mbar": "hpa", "millibars": "hpa", "fraction": "1", "(0-1)": "1", "0-1": "1", "microgram": "ug",
             "micrograms": "ug"}  # fmt: skip
+PERIODS = ("forecast_period", "leadtime", "lead_time", "step")
+UNREADABLE = (OSError, RuntimeError)  # of the NetCDF library
 DEW_POINT = "dew_point"  # read where a source has no relative humidity
 
 
@@ -87,7 +90,10 @@ def read_map(path: Path) -> dict[str, Named]:
     Raises:
         DataError: a name that is not ours, or a variable that nothing gives.
     """
-    tree = yaml.safe_load(path.read_text())
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text ({error}).") from error
     if not isinstance(tree, dict) or not all(isinstance(entry, dict) and "name" in entry for entry in tree.values()):
         raise DataError(f"{path}: write one line a variable, as  pm25: {{name: PM2.5, units: ug/m3}}")
     variables.require_known([name for name in tree if name != DEW_POINT])
@@ -104,6 +110,15 @@ def needed() -> list[str]:
     return [*variables.names("weather"), *variables.names("chemistry")]
 
 
+class Dimensions(NamedTuple):
+    """Names of a field's dimensions; a place in time is its index along `time`, or time * periods + period."""
+
+    time: str
+    y: str  # northward
+    x: str  # eastward
+    period: str = ""  # of a forecast: hours since `time`, which is then the reference time
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """What files hold which hour: for every field, the hours, and the file and place of each."""
@@ -111,7 +126,7 @@ class Catalogue:
     fields: dict[str, Named]
     files: list[Path]
     grid: Grid
-    dims: dict[str, tuple[str, str, str]]  # field -> names of time, northward and eastward dimension
+    dims: dict[str, Dimensions]  # field -> names of its dimensions
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
@@ -120,6 +135,24 @@ class Catalogue:
     def span(self) -> tuple[np.datetime64, np.datetime64]:
         """First and last hour of any field."""
         return min(h[0] for h in self.hours.values()), max(h[-1] for h in self.hours.values())
+
+    def files_between(self, start: np.datetime64, stop: np.datetime64) -> list[int]:
+        """Numbers of the files that hold an hour of [start, stop)."""
+        found: set[int] = set()
+        for name, hours in self.hours.items():
+            first, last = np.searchsorted(hours, start), np.searchsorted(hours, stop)
+            found |= {int(number) for number in self.file_of[name][first:last]}
+        return sorted(found)
+
+    def equals(self, other: Catalogue) -> bool:
+        """Whether the other one describes the same hours in the same files, on the same grid."""
+        mine, theirs = self._columns(), other._columns()
+        return (
+            (self.fields, self.files, self.dims) == (other.fields, other.files, other.dims)
+            and all(np.array_equal(column, theirs[kind][name]) for kind in mine for name, column in mine[kind].items())
+            and np.array_equal(self.grid.lat, other.grid.lat)
+            and np.array_equal(self.grid.lon, other.grid.lon)
+        )
 
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""
@@ -138,36 +171,39 @@ def load(path: Path) -> Catalogue:
         about = json.loads(str(file["about"]))
         fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
         columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
-        dims = {name: (time, y, x) for name, (time, y, x) in about["dims"].items()}
+        dims = {name: Dimensions(*found) for name, found in about["dims"].items()}
         return Catalogue(fields, [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"]), dims, *columns)
 
 
-def catalogue(fields: dict[str, Named], files: list[Path]) -> Catalogue:
+def catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None = None) -> Catalogue:
     """Look into every file's header: which fields, which hours, which grid.
+
+    Args:
+        lead_hours: of forecasts, the hours since their reference time to take; None for all.
 
     Raises:
         DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
     """
     grid: Grid | None = None
-    dims: dict[str, tuple[str, str, str]] = {}
+    dims: dict[str, Dimensions] = {}
     entries: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}
     for number, path in enumerate(files):
         with opened(path) as dataset:
             present = {name: spelt for name, named in fields.items() if (spelt := spelling(dataset, named))}
             if not present:
                 continue
-            hours = _hours(dataset, next(iter(present.values())), path)
+            hours = _hours(dataset, next(iter(present.values())), path, lead_hours)
             here = _grid(dataset, next(iter(present.values())), path)
             grid = grid or here
             if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
                 raise DataError(f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {files[0]}: prepare each "
                                 "grid on its own.")  # fmt: skip
             for name, spelt in present.items():
-                entries[name] += [(hour, number, place) for place, hour in enumerate(hours)]
-                levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in _three(dataset, spelt, path)]
+                entries[name] += [(hour, number, place) for hour, place in hours]
+                found = _dimensions(dataset, spelt, path)
+                levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in found]
                 if levels:
                     raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
-                found = _three(dataset, spelt, path)
                 if dims.setdefault(name, found) != found:
                     raise DataError(f"{path}: dimensions of '{spelt}' are {found}, in the files before {dims[name]}: prepare "
                                     "each kind on its own.")  # fmt: skip
@@ -182,7 +218,10 @@ def catalogue(fields: dict[str, Named], files: list[Path]) -> Catalogue:
         for (hour, first, _), (again, second, _) in zip(places, places[1:], strict=False):
             if hour == again:
                 where = f"twice in {files[first]}" if first == second else f"in {files[first]} and in {files[second]}"
-                raise DataError(f"'{name}' at {hour} is {where}: remove one of the two.")
+                remedy = "remove one of the two"
+                if dims[name].period:
+                    remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
+                raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
         columns[name] = tuple(np.array(column) for column in zip(*places, strict=True))
     return Catalogue(fields, files, grid, dims, *({name: column[i] for name, column in columns.items()} for i in range(3)))
 
@@ -195,9 +234,10 @@ def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
         DataError: it is not NetCDF, or truncated, when it is opened or while it is read.
     """
     try:
+        classic.require_whole(path)
         with xr.open_dataset(path, engine="netcdf4", decode_times=False, mask_and_scale=not encoded, cache=False) as dataset:
             yield dataset
-    except (OSError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
 
 
@@ -277,11 +317,10 @@ class Reader:
             assert spelt is not None
             array = dataset[spelt]
             units = named.units if named.stated else str(array.attrs.get("units") or named.units)
-            time, y, x = self.catalogue.dims[name]
-            along = slice(places[0], places[-1] + 1) if (np.diff(places) == 1).all() else places
-            array = array.isel({time: along})
-            extra = [d for d in array.dims if d != time and array.sizes[d] == 1]
-            values = _decoded(array.squeeze(extra).transpose(time, y, x))
+            dims = self.catalogue.dims[name]
+            array = _at_places(array, dims, places)
+            extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
+            values = _decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes
         canonical = "K" if name == DEW_POINT else variables.BY_NAME[name].units
         if normal(units) == MIXING_RATIO and canonical == "ug m-3":
@@ -367,32 +406,95 @@ def _decoded(array: xr.DataArray) -> np.ndarray:
     return values
 
 
-def _three(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str, str]:
-    """Names of the dimensions of time, from south to north, and from west to east."""
-    return (_time_dimension(dataset, name, path), *_horizontal(dataset, name, path))
+def _at_places(array: xr.DataArray, dims: Dimensions, places: np.ndarray) -> xr.DataArray:
+    """The fields at places in time, one after the other along `dims.time`."""
+    if not dims.period:
+        along = slice(places[0], places[-1] + 1) if (np.diff(places) == 1).all() else places
+        return array.isel({dims.time: along})
+    array = array.drop_vars(list(array.coords))  # of the reference, which is not the time of what is read
+    reference, period = np.divmod(places, array.sizes[dims.period])
+    if len(np.unique(period)) == 1:
+        return array.isel({dims.time: reference, dims.period: period[:1]})
+    if len(np.unique(reference)) == 1:
+        return array.isel({dims.time: int(reference[0]), dims.period: period}).rename({dims.period: dims.time})
+    fields = [array.isel({dims.time: [int(r)], dims.period: int(p)}) for r, p in zip(reference, period, strict=True)]
+    return xr.concat(fields, dims.time)
+
+
+def _dimensions(dataset: xr.Dataset, name: str, path: Path) -> Dimensions:
+    time, period = _time_dimension(dataset, name, path), _period(dataset, name)
+    reference = _is(dataset[time], "forecast_reference_time")
+    along = period is not None and reference and period.ndim == 1
+    return Dimensions(time, *_horizontal(dataset, name, path), str(period.dims[0]) if along and period is not None else "")
 
 
 def _time_dimension(dataset: xr.Dataset, name: str, path: Path) -> str:
-    for dim in dataset[name].dims:
-        if dim in dataset.variables and "since" in str(dataset[dim].attrs.get("units", "")):
-            return str(dim)
-    raise DataError(f"{path}: '{name}' has no time coordinate with units '... since ...'.")
+    found = [str(dim) for dim in dataset[name].dims
+             if dim in dataset.variables and "since" in str(dataset[dim].attrs.get("units", ""))]  # fmt: skip
+    valid = [dim for dim in found if not _is(dataset[dim], "forecast_reference_time")]
+    if not found:
+        raise DataError(f"{path}: '{name}' has no time coordinate with units '... since ...'.")
+    return (valid or found)[0]
 
 
-def _hours(dataset: xr.Dataset, name: str, path: Path) -> np.ndarray:
-    """(T,) datetime64[h] of a file; dates of other calendars that exist in ours keep their name."""
-    time = xr.decode_cf(dataset[[_time_dimension(dataset, name, path)]])[_time_dimension(dataset, name, path)]
-    if time.dtype.kind != "M":
-        try:
-            time = time.copy(data=[np.datetime64(f"{t.year:04}-{t.month:02}-{t.day:02}T{t.hour:02}:{t.minute:02}:{t.second:02}")
-                                   for t in time.to_numpy()])  # fmt: skip
-        except ValueError as error:
-            raise DataError(f"{path}: a date of its calendar does not exist ({error}).") from error
-    exact = time.to_numpy().astype("datetime64[s]")
+def _is(coordinate: xr.DataArray, standard_name: str) -> bool:
+    return standard_name in (coordinate.attrs.get("standard_name"), coordinate.name)
+
+
+def _period(dataset: xr.Dataset, name: str) -> xr.DataArray | None:
+    """The coordinate that says how long after its reference time a forecast is valid."""
+    names = [str(v) for v in dataset.variables if v in PERIODS or dataset[v].attrs.get("standard_name") == "forecast_period"]
+    found = [dataset[v] for v in names if set(dataset[v].dims) <= set(dataset[name].dims)]
+    return found[0] if found else None
+
+
+def _hours(dataset: xr.Dataset, name: str, path: Path, lead_hours: tuple[float, ...] | None) -> list[tuple[np.datetime64, int]]:
+    """(hour, place) of a file's fields, hours as datetime64[h]; of forecasts the hours that they are valid at."""
+    dim = _time_dimension(dataset, name, path)
+    times = _exact_times(dataset, dim, path)
+    periods = _period(dataset, name)
+    if not _is(dataset[dim], "forecast_reference_time"):
+        if lead_hours is not None and periods is None:
+            raise DataError(f"{path}: --lead is for forecasts; '{name}' has times, and no lead times.")
+        return [(hour, place) for place, hour in enumerate(_whole_hours(times, path))]
+    if periods is None:
+        raise DataError(f"{path}: '{name}' has reference times of forecasts ('{dim}') and no forecast period, so nobody can "
+                        "know which hours it is valid at.")  # fmt: skip
+    hours_after = _in_hours(periods, path)
+    valid = _whole_hours((times[:, None] + (hours_after * 3600).round().astype("timedelta64[s]")).ravel(), path)
+    wanted = np.ones(len(hours_after), bool) if lead_hours is None else np.isin(hours_after, lead_hours)
+    if not wanted.any():
+        asked, there = (", ".join(f"{x:g}" for x in hours) for hours in (lead_hours or (), hours_after))
+        raise DataError(f"{path}: --lead asks for {asked} h, its lead times are {there} h.")
+    places = np.flatnonzero(np.tile(wanted, len(times)))
+    return [(valid[place], int(place)) for place in places]
+
+
+def _in_hours(periods: xr.DataArray, path: Path) -> np.ndarray:
+    units = str(periods.attrs.get("units", "")).strip().lower()
+    seconds = {"hours": 3600, "hour": 3600, "h": 3600, "minutes": 60, "seconds": 1, "days": 86400, "nanoseconds": 1e-9}
+    if units not in seconds:
+        raise DataError(f"{path}: the lead times '{periods.name}' are in '{units}', not in hours, minutes, seconds or days.")
+    return np.atleast_1d(periods.to_numpy()).astype("f8") * seconds[units] / 3600
+
+
+def _exact_times(dataset: xr.Dataset, dim: str, path: Path) -> np.ndarray:
+    """(T,) datetime64[s]; dates of other calendars that exist in ours keep their name."""
+    try:
+        time = xr.decode_cf(dataset[[dim]])[dim]
+        if time.dtype.kind != "M":
+            named = [f"{t.year:04}-{t.month:02}-{t.day:02}T{t.hour:02}:{t.minute:02}:{t.second:02}" for t in time.to_numpy()]
+            time = time.copy(data=[np.datetime64(text) for text in named])
+    except (ValueError, OverflowError, AttributeError) as error:
+        raise DataError(f"{path}: its times cannot be decoded ({error}).") from error
+    return np.asarray(time.to_numpy().astype("datetime64[s]"))
+
+
+def _whole_hours(exact: np.ndarray, path: Path) -> np.ndarray:
     hours = (exact + np.timedelta64(30, "m")).astype("datetime64[h]")
     off = abs((exact - hours).astype("timedelta64[s]").astype(int))
-    if off.size and off.max() > 60:
-        raise DataError(f"{path}: {exact[off.argmax()]} is not on a whole hour.")
+    if np.isnat(exact).any() or (off.size and off.max() > 60):
+        raise DataError(f"{path}: {exact[np.isnat(exact).argmax() or off.argmax()]} is not on a whole hour.")
     return np.asarray(hours)
 
 

@@ -30,6 +30,9 @@ from data import DataError, statistics, variables
 
 FORMAT = 1
 DYNAMIC_GROUPS = ("weather", "chemistry")
+# What zarr and numpy raise on metadata or chunks that are not what was written.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError, MemoryError,
+          OverflowError, ZeroDivisionError, NotImplementedError)  # fmt: skip
 EMPTY = hashlib.sha256().hexdigest()
 EPOCH = np.datetime64("1970-01-01T00", "h")
 
@@ -49,6 +52,7 @@ class Store:
     splits: dict[str, tuple[int, int]]  # name -> [first, last) time index
     shard_hours: int
     provenance: dict[str, Any]
+    content: str  # hash of the hashes of all shards
     fingerprint: str
 
     @property
@@ -56,9 +60,20 @@ class Store:
         return len(self.lat), len(self.lon)
 
     def shard_hashes(self) -> dict[str, str]:
-        """GROUP/NUMBER of every shard -> sha256 of its file when it was written."""
-        hashes: dict[str, str] = json.loads((self.path / "shards.json").read_text())
-        return hashes
+        """GROUP/NUMBER of every shard -> sha256 of its file when it was written.
+
+        Raises:
+            DataError: the list is damaged; it is part of the fingerprint.
+        """
+        path = self.path / "shards.json"
+        try:
+            hashes = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} cannot be read ({error}). Copy the store again.") from error
+        if _content_of(hashes) != self.content:
+            raise DataError(f"{path} is not what was written with the store. Copy the store again.")
+        listed: dict[str, str] = hashes
+        return listed
 
     def split(self, name: str) -> tuple[int, int]:
         if name not in self.splits:
@@ -211,8 +226,11 @@ def is_written(path: Path, group: str, shard: int) -> bool:
     return bool(expected == hash_of(file))
 
 
-def finalise(path: Path) -> str:
+def finalise(path: Path, attachments: dict[str, str] | None = None) -> str:
     """Merge the shards' moments into statistics, write the fingerprint and rename the store into place.
+
+    Args:
+        attachments: text files to lay into the store, by name.
 
     Returns:
         The content fingerprint.
@@ -249,7 +267,8 @@ def finalise(path: Path) -> str:
             raise DataError(f"{path}: '{name}' has no valid value in the training split; statistics cannot be fitted.")
     root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in fitted.items()}
     root.attrs["years"] = years
-    root.attrs["content"] = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    root.attrs["content"] = _content_of(hashes)
+    root.attrs["tables"] = _tables_of(root)
     fingerprint = _fingerprint(root)
     root.attrs["fingerprint"] = fingerprint
     for remnant in partial.rglob("*.partial"):  # of writers that were killed
@@ -257,7 +276,8 @@ def finalise(path: Path) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(partial)
-    (partial / "shards.json").write_text(json.dumps(hashes, indent=0))
+    for name, text in {"shards.json": json.dumps(hashes, indent=0), **(attachments or {})}.items():
+        (partial / name).write_text(text)
     partial.rename(path)
     shutil.rmtree(parts_path(path))
     return fingerprint
@@ -277,6 +297,14 @@ def open_store(path: str | Path) -> Store:
             f"no store at {path}. Build one with\n  python -m data synthesize {path}\n"
             "or correct `data.store` in the configuration."
         )
+    try:
+        return _opened(path)
+    except DAMAGE as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} is damaged, or no store of ours ({told}). Copy or build it again.") from error
+
+
+def _opened(path: Path) -> Store:
     root = zarr.open_group(path, mode="r")
     attrs = _attributes(root)
     if attrs.get("store_format") != FORMAT:
@@ -286,6 +314,8 @@ def open_store(path: str | Path) -> Store:
             f"{path}: metadata does not match its fingerprint; statistics or coordinates were changed after the "
             "store was written. Rebuild the store, or restore it from where it was copied."
         )
+    if "tables" in attrs and _tables_of(root) != attrs["tables"]:  # stores of the first versions have no such hash
+        raise DataError(f"{path}: its times or missing shares are not what was written. Copy the store again.")
     times = EPOCH + np.asarray(root["time"]).astype("timedelta64[h]")
     static = np.asarray(root["static"])
     return Store(
@@ -293,7 +323,8 @@ def open_store(path: str | Path) -> Store:
         static=dict(zip(variables.names("static"), static, strict=True)),
         missing={group: np.asarray(root[f"{group}_missing"]) for group in DYNAMIC_GROUPS},
         statistics=attrs["statistics"], years=attrs.get("years", {}), splits=_split_indices(root),
-        shard_hours=attrs["shard_hours"], provenance=attrs["provenance"], fingerprint=attrs["fingerprint"],
+        shard_hours=attrs["shard_hours"], provenance=attrs["provenance"], content=attrs["content"],
+        fingerprint=attrs["fingerprint"],
     )  # fmt: skip
 
 
@@ -392,6 +423,18 @@ def _fingerprint(root: zarr.Group) -> str:
     described["time"] = [int(np.asarray(root["time"])[i]) for i in (0, -1)]
     described["variables"] = {g: [[v.name, v.units] for v in members] for g, members in variables.GROUPS.items()}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _content_of(hashes: Any) -> str:
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def _tables_of(root: zarr.Group) -> str:
+    """Hash of what grows with the length of the data and is no shard: the times, and which cells are missing."""
+    digest = hashlib.sha256()
+    for name in ("time", *(f"{group}_missing" for group in DYNAMIC_GROUPS)):
+        digest.update(np.ascontiguousarray(np.asarray(root[name])).tobytes())
+    return digest.hexdigest()
 
 
 def _shard_file(path: Path, group: str, shard: int) -> Path:

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
@@ -25,7 +29,7 @@ from rich.progress import track
 
 from data import DataError, variables
 from data.reader import ShardReader
-from data.store import Store
+from data.store import DAMAGE, Store
 
 FORMAT = 1
 ALGORITHM = 1
@@ -54,13 +58,17 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ScanCache:
-    """An opened cache: `ranks(mode, hours)` gives every patch's place downwind."""
+    """An opened cache: `ranks(mode, hours)` gives every patch's place downwind.
+
+    Sectors are read hour by hour, so that what a rank opens does not grow with the length of the data; one process reads
+    all of them once, checks them, and tells the others which hours are usable.
+    """
 
     path: Path
     geometry: Geometry
     global_orders: np.ndarray
     regional_orders: np.ndarray
-    sectors: np.ndarray
+    known: dict[str, np.ndarray]  # "global", "regional" -> (T,) bool: the hours whose sectors are all known
     orders_hash: str
 
     @cached_property
@@ -71,12 +79,35 @@ class ScanCache:
     def _regional_ranks(self) -> np.ndarray:
         return invert(self.regional_orders)
 
+    @property
+    def hours(self) -> int:
+        return len(self.known["global"])
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return (self.path / "sectors.npy").open("rb", buffering=0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file, which another process opens for itself."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def sectors(self, hours: np.ndarray) -> np.ndarray:
+        """(B, 1 + regions) uint8 at time indices `hours` (B,): sector of the whole grid, then of every region.
+
+        Raises:
+            DataError: the file is shorter than when it was checked.
+        """
+        width = 1 + self.geometry.regions[0] * self.geometry.regions[1]
+        codes = np.empty((len(hours), width), "u1")
+        size = os.fstat(self._file.fileno()).st_size
+        for row, hour in zip(codes, hours.tolist(), strict=True):
+            if os.preadv(self._file.fileno(), [row.data], size - (self.hours - hour) * width) != width:
+                raise DataError(f"{self.path}/sectors.npy is truncated. Build the cache again.")
+        return codes
+
     def usable(self, mode: str) -> np.ndarray:
         """(T,) bool: hours whose sectors are all known in this mode."""
-        if mode == "none":
-            return np.ones(len(self.sectors), bool)
-        codes = self.sectors[:, :1] if mode == "global" else self.sectors[:, 1:]
-        return np.asarray((codes != NO_WIND).all(1))
+        return np.ones(self.hours, bool) if mode == "none" else self.known[mode]
 
     def ranks(self, mode: str, hours: np.ndarray) -> np.ndarray:
         """(B, N) int64: the place along the wind of each raster patch, for time indices `hours` (B,).
@@ -87,14 +118,15 @@ class ScanCache:
         gh, gw = self.geometry.patches
         if mode == "none":
             return np.broadcast_to(np.arange(gh * gw), (len(hours), gh * gw))
-        codes = self.sectors[hours, :1] if mode == "global" else self.sectors[hours, 1:]
+        sectors = self.sectors(np.asarray(hours))
+        codes = sectors[:, :1] if mode == "global" else sectors[:, 1:]
         if (codes == NO_WIND).any():
             raise DataError(f"{self.path}: no valid wind at time indices {hours[(codes == NO_WIND).any(1)].tolist()}.")
         if mode == "global":
-            return self._global_ranks[self.sectors[hours, 0]]
+            return self._global_ranks[sectors[:, 0]]
         rh, rw = self.geometry.region_patches
         rows, cols = self.geometry.regions
-        local = self._regional_ranks[self.sectors[hours, 1:]]  # (B, R, P)
+        local = self._regional_ranks[codes]  # (B, R, P)
         scanned = local + np.arange(rows * cols)[:, None] * (rh * rw)
         blocks = scanned.reshape(len(hours), rows, cols, rh, rw).transpose(0, 1, 3, 2, 4)
         return blocks.reshape(len(hours), gh * gw)
@@ -204,7 +236,7 @@ def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
     path = Path(path)
     remedy = f"Build it with\n  python -m data wind-scan {store.path} --out {path}"
     geometry, global_orders, regional_orders = read_orders(path, remedy)
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = _read_manifest(path, remedy)
     expected = geometry_of(store, patch, geometry.regions, geometry.sectors)
     for name, value in asdict(expected).items():
         if getattr(geometry, name) != value:
@@ -212,10 +244,15 @@ def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
     if manifest["store_fingerprint"] != store.fingerprint:
         raise DataError(f"{path} is stale: it was built for dataset {manifest['store_fingerprint'][:12]}, "
                         f"{store.path} is {store.fingerprint[:12]}. {remedy}")  # fmt: skip
-    codes = np.load(path / "sectors.npy", mmap_mode="r", allow_pickle=False)
-    if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
+    try:
+        codes = np.load(path / "sectors.npy", allow_pickle=False)
+    except DAMAGE as error:
+        raise DataError(f"{path}/sectors.npy cannot be read ({error}). {remedy}") from error
+    shape = (len(store.times), 1 + geometry.regions[0] * geometry.regions[1])
+    if codes.shape != shape or hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
         raise DataError(f"{path}/sectors.npy does not match its recorded hash. {remedy}")
-    return ScanCache(path, geometry, global_orders, regional_orders, codes, manifest["orders_sha256"])
+    known = {"global": codes[:, 0] != NO_WIND, "regional": (codes[:, 1:] != NO_WIND).all(1)}
+    return ScanCache(path, geometry, global_orders, regional_orders, known, manifest["orders_sha256"])
 
 
 def read_orders(path: Path, remedy: str = "Build it again.") -> tuple[Geometry, np.ndarray, np.ndarray]:
@@ -226,17 +263,33 @@ def read_orders(path: Path, remedy: str = "Build it again.") -> tuple[Geometry, 
     """
     if not (path / "manifest.json").exists():
         raise DataError(f"no wind-scan cache at {path}. {remedy}")
-    manifest = json.loads((path / "manifest.json").read_text())
-    if (manifest["format"], manifest["algorithm"]) != (FORMAT, ALGORITHM):
-        raise DataError(f"{path} has format {manifest['format']}, algorithm {manifest['algorithm']}; "
-                        f"this code reads {FORMAT}, {ALGORITHM}. {remedy}")  # fmt: skip
+    manifest = _read_manifest(path, remedy)
     stated = manifest["geometry"]
-    geometry = Geometry(**{**stated, "grid": tuple(stated["grid"]), "regions": tuple(stated["regions"])})
-    with np.load(path / "orders.npz", allow_pickle=False) as file:
-        orders = {name: file[name] for name in ("global_orders", "regional_orders")}
+    try:
+        geometry = Geometry(**{**stated, "grid": tuple(stated["grid"]), "regions": tuple(stated["regions"])})
+        with np.load(path / "orders.npz", allow_pickle=False) as file:
+            orders = {name: file[name] for name in ("global_orders", "regional_orders")}
+    except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {remedy}") from error
     if hash_orders(**orders) != manifest["orders_sha256"]:
         raise DataError(f"{path}/orders.npz does not match its recorded hash: an order was altered. {remedy}")
     return geometry, orders["global_orders"], orders["regional_orders"]
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        kinds = {"geometry": dict, "orders_sha256": str, "sectors_sha256": str, "store_fingerprint": str}
+        if (manifest["format"], manifest["algorithm"]) != (FORMAT, ALGORITHM):
+            raise DataError(f"{path} has format {manifest['format']}, algorithm {manifest['algorithm']}; "
+                            f"this code reads {FORMAT}, {ALGORITHM}. {remedy}")  # fmt: skip
+        wrong = [name for name, kind in kinds.items() if not isinstance(manifest[name], kind)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}/manifest.json is damaged ({type(error).__name__}: {error}). {remedy}") from error
+    if wrong:
+        raise DataError(f"{path}/manifest.json is damaged: {', '.join(wrong)}. {remedy}")
+    read: dict[str, Any] = manifest
+    return read
 
 
 def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:

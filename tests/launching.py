@@ -66,7 +66,10 @@ def arguments(config: Path, *overrides: str, zero: str) -> list[str]:
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         deepspeed = config.with_name(f"zero{zero}.json")
         deepspeed.write_text(json.dumps(settings))
-    return ["--config", str(config), "--deepspeed_config", str(deepspeed), *overrides]
+    # A key given twice is refused; here a later one replaces what a list in common has.
+    last = {text.partition("=")[0]: text for text in overrides if "=" in text}
+    kept = [text for text in overrides if "=" not in text or last[text.partition("=")[0]] is text]
+    return ["--config", str(config), "--deepspeed_config", str(deepspeed), *kept]
 
 
 def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -77,6 +80,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def manifest(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest as JSON."""
+    content: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text())
+    return content
 
 
 def module(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from data.batch import Batch, Example, Normalizer
 from data.store import Store, open_store
 from data.stream import SampleIndex, Stream, index_samples
 from data.wind_scan import ScanCache, open_cache
+from trainer.checkpoint.consistency import on_main
 from trainer.config import Run
 from trainer.model.compat import LEGACY_BIAS_FLOOR, legacy_arguments
 from trainer.model.topoflow import Architecture, patch_mean
@@ -64,20 +65,24 @@ def open_inputs(run: Run, device: torch.device) -> Inputs:
     Raises:
         DataError: a store or cache is absent, stale, or of another grid, or `data.cache_dir` cannot be filled.
     """
-    store = open_store(run.data.store)
+    store, scan = on_main(lambda: _open(run), (DataError,)) if dist.is_initialized() else _open(run)
     if run.data.cache_dir is not None and dist.is_initialized():
         store = copy_to_node(store, run.data.cache_dir)
+    normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
+    elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
+    return Inputs(run, store, scan, normalizer, elevation, device)
+
+
+def _open(run: Run) -> tuple[Store, ScanCache | None]:
+    """What is checked is checked once, by rank 0, and what it found goes to the others: hours of data cost them nothing."""
+    store = open_store(run.data.store)
     if store.grid != run.model.grid:
         raise DataError(
             f"{store.path} has a grid of {store.grid[0]} x {store.grid[1]}, model.grid is {run.model.grid[0]} x "
             f"{run.model.grid[1]}. Set model.grid={list(store.grid)}, or point data.store at another store."
         )
-    scan = None
-    if run.wind_scan.cache is not None:
-        scan = open_cache(run.wind_scan.cache, store, patch=run.model.patch)
-    normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
-    elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
-    return Inputs(run, store, scan, normalizer, elevation, device)
+    cache = run.wind_scan.cache
+    return store, None if cache is None else open_cache(cache, store, patch=run.model.patch)
 
 
 def copy_to_node(store: Store, folder: Path) -> Store:
@@ -99,7 +104,7 @@ def copy_to_node(store: Store, folder: Path) -> Store:
     for told in problems:
         if told is not None:
             raise DataError(told)
-    return open_store(node_cache.place(store, folder))
+    return replace(store, path=node_cache.place(store, folder))
 
 
 def architecture(run: Run) -> Architecture:

@@ -1,4 +1,4 @@
-"""Started by test_checkpoint_faults.py: at every ZeRO stage, ranks that agree, then one whose weights are corrupted."""
+"""Started by test_checkpoint_faults.py: at every ZeRO stage ranks that agree, then one with corrupted weights or moments."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 
 from trainer import runtime
-from trainer.checkpoint import consistency
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint import state
+from trainer.checkpoint.manifest import CheckpointError
 from trainer.config import load
 from trainer.engine import build_engine, resolve_deepspeed
 from trainer.inputs import architecture
@@ -19,22 +20,47 @@ from trainer.model.topoflow import TopoFlow
 
 world = runtime.join(2.0)
 run = load(Path(sys.argv[1]))
+generator = torch.Generator().manual_seed(1)
+
+
+def proven(kind: str) -> None:
+    try:
+        state.prove(engine, hashes)
+        said = "equal"
+    except CheckpointError as error:
+        said = f"refused {kind}: {error}"
+    print(f"ZeRO {zero} rank {world.rank} {said}\n", end="", flush=True)
+
+
 for zero, path in json.loads(sys.argv[2]).items():
-    torch.manual_seed(world.rank)  # different on purpose: the broadcast must make them equal
+    torch.manual_seed(world.rank)  # different on purpose: loading must make them equal
     model = TopoFlow(architecture(run))
-    consistency.broadcast_from_main(model.parameters(), bucket_bytes=4096)
-    reference = consistency.hash_tensors(model.named_parameters())
     engine = build_engine(model, run, resolve_deepspeed(path, run, world.size))
-    consistency.require_loaded(engine, reference)
-    print(f"ZeRO {zero} rank {world.rank} equal\n", end="", flush=True)
+    named = state.Named()
+    if world.is_main:
+        for name, parameter in engine.module.named_parameters():
+            shape = state.shape_of(parameter)
+            named.weights[name] = torch.randn(shape, generator=generator)
+            named.moments |= {f"{name}.{kind}": torch.rand(shape, generator=generator) for kind in state.MOMENTS}
+            named.moments[f"{name}.step"] = torch.tensor(7.0)
+        named.weights |= {n: b.float() for n, b in engine.module.named_buffers() if n in engine.module.state_dict()}
+    state.restore(engine, named)
+    hashes = state.hashes_of(named, engine)
+    proven("at once")
+    victim = dict(engine.module.named_parameters())["norm.bias"]
+    kept = state._read(engine, victim, None).clone()
     if world.rank == 2:
-        victim = dict(engine.module.named_parameters())["norm.bias"]
         if zero == "3":
             safe_set_local_fp32_param(victim, safe_get_local_fp32_param(victim) + 1.0)
         else:
             victim.data[3] += 1.0
-    try:
-        consistency.require_loaded(engine, reference)
-    except CheckpointError as error:
-        print(f"ZeRO {zero} rank {world.rank} refused: {error}\n", end="", flush=True)
+    proven("weights")
+    state._write(engine, victim, None, kept)
+    state._write_forward(victim, kept)
+    wrong = state._read(engine, victim, "exp_avg").clone()
+    if world.rank == 2 or zero != "0":  # under ZeRO every rank holds a share, and what is gathered is wrong everywhere
+        wrong[3] += 1.0
+    state._write(engine, victim, "exp_avg", wrong)
+    proven("moments")
+    dist.barrier()
 runtime.leave()

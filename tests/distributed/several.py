@@ -24,12 +24,13 @@ from data.stream import SampleIndex, Stream
 from trainer import runtime
 from trainer import train as training
 from trainer.config import load
+from trainer.failing import quieten
 from trainer.watchdog import Watchdog
 
 
 @contextmanager
 def injected(job: dict[str, Any]) -> Iterator[None]:
-    read, shuffled, import_ = Stream._batch, SampleIndex.shuffled, training.load_foreign_weights
+    read, shuffled, begin = Stream._batch, SampleIndex.shuffled, training.start.begin
 
     def spiked(self: Stream, plan: Any) -> Any:
         batch = read(self, plan)
@@ -44,7 +45,7 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
 
     def counted(*arguments: Any) -> Any:
         if "count_reads" not in job:
-            return import_(*arguments)
+            return begin(*arguments)
         if dist.get_rank() == 0:
             descriptor = os.open(job["count_reads"], os.O_RDONLY)
             os.fsync(descriptor)
@@ -52,14 +53,14 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
             os.close(descriptor)
         dist.barrier()
         before = bytes_read()
-        imported = import_(*arguments)
+        begun = begin(*arguments)
         print(f"rank {dist.get_rank()} read {bytes_read() - before} bytes", flush=True)
-        return imported
+        return begun
 
     with (
         mock.patch.object(Stream, "_batch", spiked),
         mock.patch.object(SampleIndex, "shuffled", shortened),
-        mock.patch.object(training, "load_foreign_weights", counted),
+        mock.patch.object(training.start, "begin", counted),
     ):
         yield
 
@@ -71,7 +72,7 @@ def bytes_read() -> int:
 
 
 if __name__ == "__main__":
-    runtime.quieten(runtime.find_ranks(os.environ)[0])
+    quieten(runtime.find_ranks(os.environ)[0])
     world = runtime.join(2.0)
     for job in json.loads(sys.argv[1]):
         options = training.parse(job["arguments"])

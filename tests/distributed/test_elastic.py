@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data.wind_scan import ScanCache
-from tests.launching import losses, module, tiny_config, train
+from tests.launching import losses, tiny_config, train, train_several
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +33,48 @@ def test_two_then_four_then_one_then_three_ranks_are_one_run(config: Path, zero:
     truth, run = config.parent / f"truth{zero}", config.parent / f"elastic{zero}"
     finish(train(config, f"run_dir={truth}", "steps=16", zero=zero))
     for ranks, steps in ((2, 4), (4, 8), (1, 12), (3, 16)):
-        said = finish(train(config, f"run_dir={run}", f"steps={steps}", ranks=ranks, zero=zero))
-        assert ("converted" in said) == (steps > 4 and zero != "0")
+        finish(train(config, f"run_dir={run}", f"steps={steps}", ranks=ranks, zero=zero))
     ours = losses(run)
     assert len(ours) == 16
     np.testing.assert_allclose(ours, losses(truth), rtol=1e-5)
+    require_equal_state(run, truth, 16, exact=False)
     assert not list((run / "checkpoints").glob("*.partial"))
 
 
-@pytest.mark.slow
-def test_stage_3_and_1_do_not_interchange_and_say_so(config: Path) -> None:
-    run = config.parent / "stages"
-    finish(train(config, f"run_dir={run}", "steps=4", zero="1"))
-    done = train(config, f"run_dir={run}", "steps=8", zero="3", launcher="deepspeed")
-    assert done.returncode != 0
-    assert "only 1 and 2 interchange" in done.stderr
-    assert "Traceback" not in done.stderr
-    finish(train(config, f"run_dir={run}", "steps=8", zero="2"))
+def require_equal_state(ours: Path, truth: Path, step: int, exact: bool) -> None:
+    """Weights and both moments, by name: equal to the bit, or to 1e-5 of each tensor's norm."""
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(run / f"checkpoints/step-{step:08d}" / file) for run in (ours, truth))
+        assert a.keys() == b.keys()
+        for name, value in b.items():
+            if exact:
+                assert torch.equal(a[name], value), name
+            else:
+                assert float((a[name] - value).norm()) <= 1e-5 * float(value.norm()) + 1e-9, name
 
 
-def test_a_checkpoint_converted_beforehand_is_used_as_it_is(config: Path) -> None:
-    folder = config.parent / "beforehand"
-    finish(train(config, f"run_dir={folder}", "steps=4", zero="3"))
-    done = module("trainer", "checkpoint", "convert", str(folder / "checkpoints/latest"))
-    assert done.returncode == 0, done.stderr
-    said = finish(train(config, f"run_dir={folder}", "steps=6", ranks=1, zero="3"))
-    assert "converted" not in said
-    assert len(losses(folder)) == 6
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_goes_on_at_any_stage_and_number_of_ranks_with_both_moments(config: Path, precision: str) -> None:
+    """From one checkpoint of two ranks under ZeRO 1: at every stage, by two ranks and by one."""
+    folder = config.parent / precision
+    common = [f"precision={precision}", "checkpoint.every=4"]
+
+    def job(zero: str, name: str, steps: int) -> dict[str, Any]:
+        return {"zero": zero, "overrides": [f"run_dir={folder}/{name}", *common, f"steps={steps}"]}
+
+    stages = ("0", "1", "2", "3", "3_offload")
+    train_several(config, [*(job(z, f"whole{z}", 8) for z in stages), *(job(z, f"start{z}", 4) for z in stages)])
+    for zero in stages:
+        for name in (f"same{zero}", f"one{zero}"):
+            shutil.copytree(folder / f"start{zero}", folder / name)
+        shutil.copytree(folder / "start1", folder / f"from1to{zero}")
+    train_several(config, [job(z, f"{name}{z}", 8) for z in stages for name in ("same", "from1to")])
+    train_several(config, [job(z, f"one{z}", 8) for z in stages], ranks=1)
+    for zero in stages:
+        require_equal_state(folder / f"same{zero}", folder / f"whole{zero}", 8, exact=True)
+        if precision == "fp32":  # in bf16 the order of a sum shows in the third digit of a gradient
+            require_equal_state(folder / f"one{zero}", folder / f"whole{zero}", 8, exact=False)
+            require_equal_state(folder / f"from1to{zero}", folder / "whole1", 8, exact=False)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
@@ -65,7 +84,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(config: Path, da
         finish(train(config, f"run_dir={run}", "steps=12", ranks=1, zero="0"))
     checkpoints = sorted((run / "checkpoints").glob("step-*"))
     newest = checkpoints[-1]
-    victim = max(newest.rglob("*.pt"), key=lambda f: f.stat().st_size)
+    victim = max(newest.rglob("*.safetensors"), key=lambda f: f.stat().st_size)
     content = bytearray(victim.read_bytes())
     if damage == "truncate":
         victim.write_bytes(content[: len(content) // 2])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.wind_scan import ScanCache
-from tests.launching import module, tiny_config, train, train_several
+from tests.launching import manifest, module, tiny_config, train, train_several
 from trainer.config import load
 from trainer.inputs import architecture
 from trainer.model.topoflow import TopoFlow
@@ -60,7 +60,7 @@ def recorded(config: Path) -> tuple[Path, float]:
     done = train(config, f"run_dir={folder}", "model.alpha_init=40.0", "steps=20", "optimizer.lr=4e-3")
     assert done.returncode == 0, done.stderr[-3000:]
     checkpoint = folder / "checkpoints/latest"
-    return checkpoint, json.loads((checkpoint / "manifest.json").read_text())["val_loss"]
+    return checkpoint, manifest(checkpoint)["progress"]["val_loss"]
 
 
 def gate(config: Path, recorded: tuple[Path, float], *changes: str) -> str:
@@ -113,7 +113,9 @@ def test_f08_the_gate_names_other_statistics_and_a_bias_that_cannot_act(
     weights = load_file(recorded[0] / "weights.safetensors")
     weights["blocks.0.attn.elevation_alpha"].zero_()
     save_file(weights, tmp_path / "weights.safetensors")
-    record = json.loads((recorded[0] / "manifest.json").read_text())
+    content = manifest(recorded[0])
+    record = {key: content[key] for key in ("statistics", "fingerprints")}
+    record |= {"step": 20, "val_step": 20, "val_loss": content["progress"]["val_loss"]}
     record["statistics"]["pm25"]["mean"] += 1.0
     (tmp_path / "recorded.json").write_text(json.dumps(record))
     said = gate(config, (tmp_path, 9.0))

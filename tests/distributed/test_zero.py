@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from data.store import open_store
 from data.wind_scan import ScanCache
-from tests.launching import ROOT, arguments, environment, free_port, losses, tiny_config, train, train_several
+from tests.launching import ROOT, arguments, environment, free_port, losses, manifest, tiny_config, train, train_several
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,8 @@ def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path)
     assert len(rows) == 16
     assert rows[0]["reason"].startswith("loss ")
     assert len(losses(config.parent / "skipped")) == 18
-    remembered = json.loads((config.parent / "rolled1/checkpoints/latest/manifest.json").read_text())
+    remembered = manifest(config.parent / "rolled1/checkpoints/latest")["progress"]
+    assert remembered["roll_backs"] == 2
     assert remembered["stepped_over"] == bad
     assert remembered["samples_seen"] == 22 * 8
 
@@ -134,7 +135,7 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
     assert "stopped at step" in errors, errors[-3000:]
     # A scheduler starts again what its own signal stopped, not what a person or a cancelled job has ended.
     assert (config.parent / f"requeue-{wish}").exists() == (wish == "USR1")
-    stopped_at = json.loads(sorted((run / "checkpoints").glob("step-*/manifest.json"))[-1].read_text())["step"]
+    stopped_at = manifest(sorted((run / "checkpoints").glob("step-*"))[-1])["progress"]["step"]
     assert 3 <= stopped_at < 3000
     done = train(config, f"run_dir={run}", *LENGTH, f"steps={max(40, stopped_at + 5)}")
     assert done.returncode == 0, done.stderr[-3000:]

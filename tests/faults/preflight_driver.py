@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from data.store import open_store
 from trainer import plan, preflight, runtime
 from trainer.config import load
+from trainer.failing import quieten
 from trainer.inputs import architecture
 from trainer.model.topoflow import TopoFlow
 
@@ -125,14 +126,14 @@ def skewed_clock() -> Iterator[Options]:
 
 @contextmanager
 def file_system_that_alters() -> Iterator[Options]:
-    load_weights = preflight.store.load_weights
+    read = preflight.store.load
 
-    def altered(path: Path) -> dict[str, torch.Tensor]:
-        weights = load_weights(path)
-        next(iter(weights.values())).add_(1e-3)
-        return weights
+    def altered(path: Path) -> object:
+        named = read(path)
+        next(iter(named.weights.values())).add_(1e-3)
+        return named
 
-    with mock.patch.object(preflight.store, "load_weights", altered):
+    with mock.patch.object(preflight.store, "load", altered):
         yield []
 
 
@@ -184,7 +185,7 @@ CASES: dict[str, Callable[[], object]] = {
     "unwritable run_dir": unwritable_run_dir,
 }
 
-runtime.quieten(0)
+quieten(0)
 world = runtime.join(2.0)
 said = {}
 for name, case in CASES.items():

@@ -30,7 +30,7 @@ def failures(said: Said, case: str) -> dict[str, tuple[str, str]]:
 
 
 def test_a_healthy_run_passes_every_check(said: Said) -> None:
-    assert [state for _, state, _, _ in said["healthy"]] == ["pass"] * 15, said["healthy"]
+    assert [state for _, state, _, _ in said["healthy"]] == ["pass"] * 17, said["healthy"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_healthy_run_passes_every_check(said: Said) -> None:
         ("altering file system", "checkpoint", "is not what was written"),
         ("small disk", "space", "6 checkpoints need"),
         ("small GPU", "memory", "a small GPU has 0 GB"),
-        ("unwritable run_dir", "clock", "Not a directory"),
+        ("unwritable run_dir", "run directory", "Not a directory"),
     ],
 )
 def test_a_fault_fails_its_check_and_says_what_to_do(said: Said, case: str, check: str, found: str) -> None:

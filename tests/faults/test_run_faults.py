@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data import locks
 from data.store import Store
 from data.synthesize import Recipe, synthesize
 from data.wind_scan import ScanCache
@@ -119,11 +121,8 @@ def test_a_directory_that_is_not_a_cache_is_never_replaced(tiny: Store, tmp_path
 def test_a_second_run_in_the_same_directory_is_refused(config: Path, tmp_path: Path) -> None:
     """The orphans of a killed launcher and its successor must not both write."""
     (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / "lock").open("w") as held:
-        held.write("process 1 on nodea")
-        held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert "is being trained by process 1 on nodea" in refused(config=config)
+    with locks.hold(tmp_path / "run" / "lock"):
+        assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in refused(config=config)
 
 
 COUNT_OPENS = """

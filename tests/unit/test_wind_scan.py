@@ -71,11 +71,11 @@ def test_regional_ranks_are_true_blocks_in_raster_order(tiny: Store, tiny_scan: 
     ranks = tiny_scan.ranks("regional", hours)
     gh, gw = tiny_scan.geometry.patches
     rh, rw = tiny_scan.geometry.region_patches
-    for b, hour in enumerate(hours):
+    for b in range(len(hours)):
         expected = np.empty(gh * gw, int)
         for region in range(16):
             r, c = divmod(region, 4)
-            local = tiny_scan.regional_orders[tiny_scan.sectors[hour, 1 + region]]
+            local = tiny_scan.regional_orders[tiny_scan.sectors(hours)[b, 1 + region]]
             for k, patch in enumerate(local):
                 row, col = r * rh + patch // rw, c * rw + patch % rw
                 expected[row * gw + col] = region * rh * rw + k
@@ -86,8 +86,8 @@ def test_regional_ranks_are_true_blocks_in_raster_order(tiny: Store, tiny_scan: 
 def test_global_and_raster_ranks(tiny_scan: ScanCache) -> None:
     hours = np.array([7, 50])
     ranks = tiny_scan.ranks("global", hours)
-    for b, hour in enumerate(hours):
-        order = tiny_scan.global_orders[tiny_scan.sectors[hour, 0]]
+    for b in range(len(hours)):
+        order = tiny_scan.global_orders[tiny_scan.sectors(hours)[b, 0]]
         np.testing.assert_array_equal(ranks[b][order], np.arange(len(order)))
     np.testing.assert_array_equal(tiny_scan.ranks("none", hours), np.tile(np.arange(128), (2, 1)))
 

@@ -1,0 +1,116 @@
+"""What the files that a store is made of held: size, times and a hash of the content of each.
+
+A file is hashed once, by whoever reads it first; a glance (size, modification and change time, inode) tells whether that
+still holds. A damaged download that is replaced by a good one has often the same size, in classic NetCDF always, and a
+copied modification time: its content tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from data import DataError, locks
+
+RECORD = "sources.json"  # in a finished store
+SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the catalogue was made
+
+
+def glance(files: list[Path]) -> dict[str, list[int]]:
+    """Size, modification time, change time and inode of every file."""
+    return {str(file): _glance(file) for file in files}
+
+
+def begin(parts: Path, seen: dict[str, list[int]]) -> None:
+    """Remember what the files looked like before they were catalogued."""
+    (parts / SEEN).write_text(json.dumps(seen))
+
+
+def replaced(parts: Path, files: list[Path]) -> list[Path]:
+    """Files that do not look as they did when they were catalogued."""
+    try:
+        seen = json.loads((parts / SEEN).read_text())
+    except (FileNotFoundError, ValueError):
+        return files
+    return [file for file in files if seen.get(str(file)) != _glance(file)]
+
+
+def content_of(parts: Path, file: Path, number: int) -> str:
+    """sha256 of a file, computed once for all processes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    record = parts / f"content-{number}.json"
+    while True:
+        known = _known(record)
+        if known is not None and known["glance"] == _glance(file):
+            return str(known["sha256"])
+        try:
+            with locks.hold(parts / f"hashing-{number}"):
+                before = _glance(file)
+                with file.open("rb") as opened:
+                    sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+                being_written = record.with_suffix(f".{os.getpid()}")
+                being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
+                being_written.rename(record)
+        except locks.Busy:  # another process is reading it just now
+            time.sleep(0.2)
+
+
+def require_still(parts: Path, file: Path, number: int) -> None:
+    """
+    Raises:
+        DataError: the file changed while it was read.
+    """
+    known = _known(parts / f"content-{number}.json")
+    if known is None or known["glance"] != _glance(file):
+        raise DataError(f"{file} changed while it was read. Wait until it is complete, and run the same command again.")
+
+
+def describe(parts: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """What a finished store remembers of its files; those that gave no hour have no hash."""
+    found = {}
+    for number, file in enumerate(files):
+        known = _known(parts / f"content-{number}.json")
+        if known is not None:
+            found[str(file)] = known
+    return found
+
+
+def require_unchanged(store: Path, files: list[Path]) -> None:
+    """A finished store is what its files would give again.
+
+    Raises:
+        DataError: a file now has another content.
+    """
+    try:
+        recorded: dict[str, dict[str, Any]] = json.loads((store / RECORD).read_text())
+    except FileNotFoundError:  # of the first versions
+        return
+    for file in files:
+        known = recorded.get(str(file))
+        if known is None or known["glance"] == _glance(file):
+            continue
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != known["sha256"]:
+                raise DataError(
+                    f"{file} has another content than when {store} was made of it. Remove {store} to prepare it again."
+                )
+
+
+def _known(record: Path) -> dict[str, Any] | None:
+    try:
+        known: dict[str, Any] = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return known
+
+
+def _glance(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
