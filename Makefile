@@ -28,8 +28,7 @@ $(SCAN): | $(STORE)
 
 # make train steps=1600 continues the same run.
 train: .venv/installed | $(STORE) $(SCAN)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) trainer/train.py --config $(CONFIG) \
-		--deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
+	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
 	$(BIN)/python -m trainer evaluate $(RUN) --samples 400
 	$(BIN)/python -m trainer plot $(RUN)
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Train on the GPUs (or, without any, on two CPU ranks) of this machine:
+# Train on the visible GPUs (or, without any, on two CPU ranks) of this machine, under DeepSpeed's launcher of a host:
 #   launch/local.sh [--max-restarts N] launch/configs/demo.yaml [--deepspeed_config ds_configs/zero2.json] [key=value ...]
-# With --max-restarts a run that dies (not one that is refused, finished, or stopped on request) is started again.
+# GPUs are those of CUDA_VISIBLE_DEVICES, by index or UUID; RANKS takes fewer of them. With --max-restarts a run that dies
+# (not one that is refused, finished, or stopped on request) is started again. Ctrl-C: finish the step, save, exit with 75.
 set -u
 restarts=0
 if [ "${1-}" = --max-restarts ]; then
@@ -12,23 +13,43 @@ config=${1:?a configuration, as launch/configs/demo.yaml}
 shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 PATH="$here/.venv/bin:$PATH"
-ranks=${RANKS:-$(python -c "import torch; print(torch.cuda.device_count() or 2)")}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# `deepspeed` dies of a signal and leaves its ranks running; its child passes the signal on to them.
-end() {
+# `deepspeed --num_gpus` would replace CUDA_VISIBLE_DEVICES by 0, 1, ...; its launcher of a host takes any names of devices.
+ranks=${RANKS:-$(python -c "import torch; print(torch.cuda.device_count() or 2)")} || exit
+world=$(python - "$ranks" "${CUDA_VISIBLE_DEVICES-}" <<'PYTHON'
+import base64, json, sys
+ranks, visible = int(sys.argv[1]), [device.strip() for device in sys.argv[2].split(",") if device.strip()]
+devices = visible[:ranks] if visible else list(range(ranks))
+if len(devices) < ranks:
+    sys.exit(f"launch/local.sh: RANKS={ranks}, and CUDA_VISIBLE_DEVICES names {len(visible)} GPUs: start one rank a GPU")
+print(base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode())
+PYTHON
+) || exit 2
+TOPOFLOW_ERROR_FILE=$(mktemp)
+export TOPOFLOW_ERROR_FILE
+trap 'rm -f "$TOPOFLOW_ERROR_FILE"' EXIT
+
+# The launcher answers a signal by killing its ranks 30 s later; so it is kept out of the terminal's group, and the ranks are
+# told themselves. They finish their step and save; told again, they end at once.
+set -m
+tell() {
   restarts=0
-  until children=$(cat "/proc/$runner/task/$runner/children" 2>/dev/null) && [ -n "$children" ]; do
+  for _ in $(seq 100); do
+    children=$(cat "/proc/$runner/task/$runner/children" 2>/dev/null)
+    [ -n "$children" ] && break
     kill -0 "$runner" 2>/dev/null || return 0
-    sleep 0.2 # it has not started its child yet
+    sleep 0.1 # it has not started its ranks yet
   done
-  for child in $children; do kill -TERM "$child"; done
+  for child in $children; do kill -TERM "$child" 2>/dev/null; done
 }
-trap end TERM INT
+trap tell TERM INT HUP
 
 while true; do
-  deepspeed --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" "$here/trainer/train.py" --config "$config" \
-    --world-size "$ranks" "$@" &
+  : >"$TOPOFLOW_ERROR_FILE"
+  port=${MASTER_PORT:-$(python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")}
+  python -m deepspeed.launcher.launch --log_level=critical --world_info="$world" --master_addr=127.0.0.1 \
+    --master_port="$port" "$here/trainer/train.py" --config "$config" --world-size "$ranks" "$@" &
   runner=$!
   wait "$runner"
   code=$?
@@ -36,8 +57,11 @@ while true; do
     wait "$runner"
     code=$?
   done
-  case $code in 0 | 2 | 75) exit "$code" ;; esac
-  [ "$restarts" -gt 0 ] || exit "$code"
+  case $code in 0 | 75) exit "$code" ;; esac
+  if [ "$code" = 2 ] || [ "$restarts" -le 0 ]; then
+    [ -s "$TOPOFLOW_ERROR_FILE" ] && echo "launch/local.sh: the run ended with code $code:" >&2 && cat "$TOPOFLOW_ERROR_FILE" >&2
+    exit "$code"
+  fi
   restarts=$((restarts - 1))
   echo "launch/local.sh: the run ended with code $code; starting it again, $restarts restarts left" >&2
 done

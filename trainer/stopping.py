@@ -32,6 +32,7 @@ class StopVote:
     def __init__(self, run_dir: Path, end_time: float | None) -> None:
         self.run_dir, self.end_time = run_dir, end_time
         self.reason = ""
+        self._done = False
         self._vote = torch.zeros(2)
         self._work: dist.Work | None = None
         self._group = dist.new_group(backend="gloo")
@@ -54,6 +55,10 @@ class StopVote:
         """Whether any rank wants to stop, outside a step; collective."""
         self.cast(busy=False)
         return self.agreed()[0]
+
+    def finish(self) -> None:
+        """Everything is saved: launchers signal the other ranks once the first has ended, and they are just ending, too."""
+        self._done = True
 
     @property
     def wants_to_continue(self) -> bool:
@@ -81,7 +86,7 @@ class StopVote:
         first: float | None = None
         while True:
             number = os.read(heard, 1)[0]
-            if number not in SIGNALS:
+            if self._done or number not in SIGNALS:
                 continue
             if first is None:
                 first = time.monotonic()

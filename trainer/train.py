@@ -138,6 +138,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
             window.paused += time.monotonic() - stepped
         watchdog.enter("save")
         saver.commit()
+    stop.finish()
     if lock:
         lock.close()
     if stopping_now and progress.step < run.steps:
