@@ -112,5 +112,8 @@ def _known(record: Path) -> dict[str, Any] | None:
 
 
 def _glance(file: Path) -> list[int]:
-    found = file.stat()
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]

@@ -6,15 +6,15 @@ on, or by rank 0 where all ranks raised it; ranks that only lost the connection 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-
-from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from trainer.command import REFUSALS
 
@@ -81,10 +81,7 @@ class Failing:
             Path(os.environ[SUMMARY]).write_text(text if self.rank == 0 else f"[rank {self.rank}] {text}")
 
     def _keep(self, text: str, error: BaseException) -> Path | None:
-        reporter = ErrorHandler()  # torchrun then shows the error in the summary that it ends with
-        reporter.initialize()
-        if isinstance(error, Exception):
-            reporter.record_exception(error)
+        _tell_torchrun(text)
         if self.folder is None:
             return None
         path = self.folder / f"rank-{self.rank}.log"
@@ -111,6 +108,15 @@ class Failing:
             if (found if until_seen is None else until_seen in found.values()) or time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
+
+
+def _tell_torchrun(text: str) -> None:
+    """It shows the error in the summary that it ends with, where it finds it in this file (torch.distributed.elastic)."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):  # the disk may be what has failed
+            Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": about}}))
 
 
 def _end(code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,9 @@ def communication_bytes(parameters: int, precision: str, stage: int, ranks: int)
     return (3 if stage == 3 else 2) * parameters * each * (ranks - 1) / ranks
 
 
-def checkpoint_bytes(parameters: int, precision: str) -> float:
-    """fp32 weights, fp32 masters, two moments, and DeepSpeed's own copy of the weights as they train."""
-    return (4.0 + 12.0 + (2.0 if precision == "bf16" else 4.0)) * parameters
+def checkpoint_bytes(parameters: int) -> float:
+    """Weights and two moments in fp32, whatever the precision, ZeRO stage and number of ranks."""
+    return 12.0 * parameters
 
 
 def sample_bytes(run: Run) -> float:
@@ -117,8 +118,9 @@ def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int, samples: int |
     rate = run.batch.total / step
     row("needed from storage", f"{rate:.0f} samples/s, {rate * sample_bytes(run) / 1e9:.2f} GB/s "
         "(less with data.cache_dir)")  # fmt: skip
-    size, count = checkpoint_bytes(parameters, run.precision) / 1e6, run.steps // run.checkpoint.every
-    row("a checkpoint", f"{size:.0f} MB in {2 * ranks + 4} files, {count} of them, {run.checkpoint.keep_last} kept",
+    size, count = checkpoint_bytes(parameters) / 1e6, run.steps // run.checkpoint.every
+    files = 2 + math.ceil(2 * size / 3 / 1000)  # the optimizer's state in files of a gigabyte
+    row("a checkpoint", f"{size:.0f} MB in {files} files, {count} of them, {run.checkpoint.keep_last} kept",
         VALIDATED["bytes a checkpoint"])  # fmt: skip
     row("the run", f"{run.steps * step / 86400:.2f} days, {run.steps * step * ranks / 3600:,.0f} GPU-hours, "
         "without validation and start")  # fmt: skip

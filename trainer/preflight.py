@@ -231,7 +231,9 @@ def check_step(subject: Subject) -> str:
     assert subject.inputs
     assert subject.model
     device = subject.world.device
+    own = state.Named({name: tensor.detach().float().cpu().clone() for name, tensor in subject.model.state_dict().items()})
     engine = build_engine(subject.model, subject.run, subject.deepspeed)
+    start.load(engine, start.Start(Progress(), named=own))
     _, example, arguments = next(prepared(subject))
     started = time.monotonic()
     loss = weighted_mse(engine(*arguments), example.targets, example.weight).mean()
@@ -397,7 +399,7 @@ def check_space(subject: Subject) -> str:
     assert subject.run
     run = subject.run
     kept = run.checkpoint.keep_last + 3 + (run.steps // run.checkpoint.keep_every if run.checkpoint.keep_every else 0)
-    needed = kept * plan.checkpoint_bytes(plan.parameters_of(run), run.precision)
+    needed = kept * plan.checkpoint_bytes(plan.parameters_of(run))
     free = shutil.disk_usage(next(p for p in [run.run_dir, *run.run_dir.parents] if p.exists())).free
     if needed > free:
         raise Failed(f"{kept} checkpoints need {needed / 1e9:.1f} GB, {run.run_dir} has {free / 1e9:.1f} GB free",

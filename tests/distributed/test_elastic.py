@@ -63,7 +63,8 @@ def test_a_run_goes_on_at_any_stage_and_number_of_ranks_with_both_moments(config
         return {"zero": zero, "overrides": [f"run_dir={folder}/{name}", *common, f"steps={steps}"]}
 
     stages = ("0", "1", "2", "3", "3_offload")
-    train_several(config, [*(job(z, f"whole{z}", 8) for z in stages), *(job(z, f"start{z}", 4) for z in stages)])
+    # In this order, since ZeRO 3 replaces torch's linear layer in its process for good, by one that rounds otherwise.
+    train_several(config, [job(z, f"{name}{z}", steps) for z in stages for name, steps in (("whole", 8), ("start", 4))])
     for zero in stages:
         for name in (f"same{zero}", f"one{zero}"):
             shutil.copytree(folder / f"start{zero}", folder / name)

@@ -67,8 +67,9 @@ def gate(config: Path, recorded: tuple[Path, float], *changes: str) -> str:
     """Start from the recorded weights with changes; what the gate says, or nothing."""
     checkpoint, val_loss = recorded
     folder = config.parent / f"gate{abs(hash(changes))}"
+    given = [] if "init_from=null" in changes else [f"init_from.path={checkpoint}"]
     done = module("trainer", "train", "--config", str(config), f"run_dir={folder}", "steps=1", "schedule.warmup_steps=0",
-                  f"init_from.path={checkpoint}", f"expect={{val_loss: {val_loss}, tolerance: 1.0e-5}}", *changes)  # fmt: skip
+                  *given, f"expect={{val_loss: {val_loss}, tolerance: 1.0e-5}}", *changes)  # fmt: skip
     if done.returncode == 0:
         return ""
     assert "Traceback" not in done.stderr

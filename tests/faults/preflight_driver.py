@@ -190,7 +190,8 @@ world = runtime.join(2.0)
 said = {}
 for name, case in CASES.items():
     with case() as options:  # type: ignore[attr-defined]
-        given = preflight.parse(["--config", str(CONFIG), f"run_dir={FOLDER}/run", *options])
+        own = [] if any(option.startswith("run_dir=") for option in options) else [f"run_dir={FOLDER}/run"]
+        given = preflight.parse(["--config", str(CONFIG), *own, *options])
         said[name] = [[r.check, r.state, r.found, r.remedy] for r in preflight.examine(preflight.Subject(given, world))]
 runtime.leave()
 print(json.dumps(said))
