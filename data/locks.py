@@ -79,11 +79,21 @@ def holder(path: Path) -> str | None:
     return str(owner or path) if alive else None
 
 
+_HELD: set[Held] = set()
+
+
+def let_go() -> None:
+    """Close every lock of this process, which is about to end without unwinding."""
+    for held in list(_HELD):
+        held.close()
+
+
 class Held:
     """A lock of this process, until `close`; its heartbeat is a thread."""
 
     def __init__(self, path: Path, owner: Owner) -> None:
         self.path, self.owner = path, owner
+        _HELD.add(self)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
         self._thread.start()
@@ -96,6 +106,7 @@ class Held:
 
     def close(self) -> None:
         self._closed.set()
+        _HELD.discard(self)
         self._thread.join()
         try:
             if self._is_mine():

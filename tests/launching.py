@@ -50,8 +50,18 @@ def train(
 
 
 def train_several(config: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Many runs for one start-up: each job has "zero", "overrides", and what tests/distributed/several.py injects."""
-    given = [job | {"arguments": arguments(config, *job["overrides"], zero=job.get("zero", "1"))} for job in jobs]
+    """Many runs for one start-up: each job has "zero", "overrides", settings of "deepspeed" that differ, and what
+    tests/distributed/several.py injects."""
+    given = []
+    for number, job in enumerate(jobs):
+        own = arguments(config, *job["overrides"], zero=job.get("zero", "1"))
+        if "deepspeed" in job:
+            settings = json.loads(Path(own[3]).read_text())
+            for key, value in job["deepspeed"].items():
+                settings[key] = settings[key] | value if isinstance(value, dict) else value
+            own[3] = str(config.with_name(f"deepspeed-{number}.json"))
+            Path(own[3]).write_text(json.dumps(settings))
+        given.append(job | {"arguments": own})
     command = ["torchrun", "--standalone", "--nproc_per_node", str(ranks), "tests/distributed/several.py", json.dumps(given)]
     done = run(command)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -130,6 +130,9 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
     stage = config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"{path}: zero_optimization.stage={stage!r} is not 0, 1, 2 or 3.")
+    if config["zero_optimization"].get("round_robin_gradients"):
+        raise ConfigError(f"{path}: with zero_optimization.round_robin_gradients DeepSpeed 0.19.8 finds the state of another "
+                          "parameter under a parameter's name, so no checkpoint could be right: remove it.")  # fmt: skip
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
     if not isinstance(bf16, dict):
         raise ConfigError(f'{path}: bf16 must be an object, as {{"enabled": "auto"}}.')

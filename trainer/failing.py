@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from data import locks
 from trainer.command import REFUSALS
 
 log = logging.getLogger("trainer")
@@ -120,6 +121,7 @@ def _tell_torchrun(text: str) -> None:
 
 
 def _end(code: int) -> None:
+    locks.let_go()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -451,7 +451,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="as the job will be started with")
     parser.add_argument("--script", type=Path, help="the batch script, whose numbers are compared")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from data.batch import Batch, ahead_on_device
+from data.locks import Held
 from data.stream import Stream, step_start
 from trainer import engine as engines
 from trainer import gate, runtime, start, stopping
@@ -63,6 +64,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
     describe(run, inputs, world, engine, len(samples), options.config, begun)
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
+        release(lock)
         return True
     progress.set_validated_on(inputs.validation_set())
     if progress.step == 0:
@@ -70,6 +72,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
         scores = validate(engine, held_out, inputs, progress, world, stop)
         if scores is None:
             log.info("stopped before step 1 (%s): nothing was to be saved", stop.reason or "another rank was told to")
+            release(lock)
             return False
         log.info("step 0: validation loss %.4f", scores["loss"])
         gate.require_expected(engine, inputs, scores["loss"], world)
@@ -139,14 +142,19 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
         watchdog.enter("save")
         saver.commit()
     stop.finish()
-    if lock:
-        lock.close()
+    release(lock)
     if stopping_now and progress.step < run.steps:
         reason = stop.reason or "another rank was told to"
         if options.stopped_file and world.is_main and stop.wants_to_continue:
             options.stopped_file.touch()
         log.info("stopped at step %d (%s); start the same command again to continue", progress.step, reason)
     return progress.step == run.steps
+
+
+def release(lock: Held | None) -> None:
+    """Rank 0 lets go of the run directory."""
+    if lock is not None:
+        lock.close()
 
 
 def is_due(step: int, run: Run) -> bool:
@@ -291,7 +299,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refused runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the configuration, as in steps=600")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def prepare(options: argparse.Namespace, size: int) -> Run:

@@ -4,33 +4,53 @@ One JSON argument, a list of jobs: "arguments" of trainer/train.py, and optional
   "spike_at": [[first, last), ...]  targets at these stream positions are 30 times as large
   "leave_out": [[first, last), ...]  these positions do not exist in the stream (what stepping over them must equal)
   "count_reads": FILE  is evicted from the page cache; bytes that each rank reads from storage on import are printed
+  "fails": [NAME, ...]  of FAILING: raises an OSError on rank 0 (all of them at once where a run must survive)
+  "refused": true  the run must be refused: every rank prints what it was told, and after how long
+  "run_dir_of_rank": true  every rank has a run directory of its own, as on disks of the nodes
+  "kernel_of_rank_1": NAME  what rank 1 says that it computes the elevation bias with
+  "without_check": true  resolve_deepspeed lets settings pass that it refuses
+  "opened": true  every rank prints what it opened below the store, the wind scan and the checkpoints
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch.distributed as dist
 
+from data import locks
 from data.stream import SampleIndex, Stream
-from trainer import runtime
+from trainer import runtime, start
 from trainer import train as training
+from trainer.checkpoint import store
+from trainer.command import REFUSALS
 from trainer.config import load
 from trainer.failing import quieten
 from trainer.watchdog import Watchdog
 
+FAILING: dict[str, tuple[Any, str]] = {
+    "lock": (locks, "hold"), "import": (start, "import_weights"), "manifest": (store, "look"),
+    "configuration": (training, "dump"), "telemetry": (training, "Telemetry"), "begin a save": (store.Saving, "_begin"),
+    "commit": (store, "write"), "retention": (store, "retain"), "link": (store.os, "replace"),
+}  # fmt: skip
+opened: list[str] = []
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+
 
 @contextmanager
 def injected(job: dict[str, Any]) -> Iterator[None]:
-    read, shuffled, begin = Stream._batch, SampleIndex.shuffled, training.start.begin
+    read, shuffled, begin, kernel = Stream._batch, SampleIndex.shuffled, training.start.begin, training.kernel_name
+    resolve = training.engines.resolve_deepspeed
 
     def spiked(self: Stream, plan: Any) -> Any:
         batch = read(self, plan)
@@ -57,11 +77,30 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
         print(f"rank {dist.get_rank()} read {bytes_read() - before} bytes", flush=True)
         return begun
 
-    with (
-        mock.patch.object(Stream, "_batch", spiked),
-        mock.patch.object(SampleIndex, "shuffled", shortened),
-        mock.patch.object(training.start, "begin", counted),
-    ):
+    def other_kernel(*arguments: Any) -> str:
+        own = kernel(*arguments)
+        return str(job.get("kernel_of_rank_1", own)) if dist.get_rank() == 1 else own
+
+    def unchecked(path: Path, run: Any, size: int) -> dict[str, Any]:
+        settings = json.loads(Path(path).read_text())
+        hidden = settings["zero_optimization"].pop("round_robin_gradients")
+        bare = Path(path).with_suffix(f".{dist.get_rank()}.json")
+        bare.write_text(json.dumps(settings))
+        resolved = resolve(bare, run, size)
+        resolved["zero_optimization"]["round_robin_gradients"] = hidden
+        return resolved
+
+    with ExitStack() as patches:
+        for target, name, replacement in (
+            (Stream, "_batch", spiked), (SampleIndex, "shuffled", shortened), (training.start, "begin", counted),
+            (training, "kernel_name", other_kernel), (runtime, "SEEN_WITHIN_S", 2.0),
+        ):  # fmt: skip
+            patches.enter_context(mock.patch.object(target, name, replacement))
+        if job.get("without_check"):
+            patches.enter_context(mock.patch.object(training.engines, "resolve_deepspeed", unchecked))
+        for name in job.get("fails", []) if dist.get_rank() == 0 else []:
+            error = OSError(errno.ENOSPC, f"injected into {name}")
+            patches.enter_context(mock.patch.object(*FAILING[name], side_effect=error))
         yield
 
 
@@ -71,12 +110,35 @@ def bytes_read() -> int:
     return int(found[1])
 
 
-if __name__ == "__main__":
-    quieten(runtime.find_ranks(os.environ)[0])
-    world = runtime.join(2.0)
-    for job in json.loads(sys.argv[1]):
-        options = training.parse(job["arguments"])
-        run = load(options.config, options.overrides)
+def run_job(job: dict[str, Any], world: runtime.World) -> None:
+    options = training.parse(job["arguments"])
+    run = load(options.config, options.overrides)
+    if job.get("run_dir_of_rank"):
+        run = run.model_copy(update={"run_dir": run.run_dir / str(world.rank)})
+    began = time.monotonic()
+    opened.clear()
+    try:
         with injected(job), Watchdog(run.run_dir, world.rank, world.size, run.watch) as watchdog:
             training.train(run, options, world, watchdog)
+        said = "not refused"
+    except REFUSALS as error:
+        if not job.get("refused"):
+            raise
+        said = f"refused: {error}"
+    locks.let_go()
+    if job.get("refused"):
+        line = {"rank": world.rank, "said": said, "seconds": time.monotonic() - began}
+        print(f"JOB {json.dumps(line)}\n", end="", flush=True)
+    if job.get("opened"):
+        watched = [str(p) for p in (run.data.store, run.wind_scan.cache, run.run_dir / "checkpoints") if p]
+        below = sorted({name for name in opened if any(name.startswith(place) for place in watched)})
+        print(f"OPENED {json.dumps({'rank': world.rank, 'files': below})}\n", end="", flush=True)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    quieten(runtime.find_ranks(os.environ)[0])
+    joined = runtime.join(2.0)
+    for one in json.loads(sys.argv[1]):
+        run_job(one, joined)
     runtime.leave()

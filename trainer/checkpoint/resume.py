@@ -19,7 +19,7 @@ FREE_DEEPSPEED_KEYS = (
     "bf16.enabled",  # of the run, too
     *(f"zero_optimization.{key}" for key in (
         "stage", "reduce_scatter", "reduce_bucket_size", "allgather_partitions", "allgather_bucket_size", "overlap_comm",
-        "contiguous_gradients", "round_robin_gradients", "sub_group_size", "use_multi_rank_bucket_allreduce",
+        "contiguous_gradients", "sub_group_size", "use_multi_rank_bucket_allreduce",
         "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
         "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
         "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params", "offload_optimizer",

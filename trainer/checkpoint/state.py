@@ -114,6 +114,12 @@ def prove(engine: Any, recorded: dict[str, str]) -> None:
     Raises:
         CheckpointError: on every rank, naming the first differing tensor and the ranks.
     """
+    misplaced = _misplaced_masters(engine)
+    everywhere = torch.tensor(float(misplaced), device=engine.device)
+    dist.all_reduce(everywhere)
+    if everywhere:
+        raise CheckpointError("under these settings DeepSpeed keeps the optimizer's state of a parameter elsewhere than it "
+                              "says: nothing was trained. Compare its configuration with ds_configs/.")  # fmt: skip
     held = [(name, p) for name, p in engine.module.named_parameters() if not hasattr(p, "ds_id")]
     consistency.require_equal(
         consistency.hash_tensors([*held, *engine.module.named_buffers()]), {}, "weights before the next step"
@@ -142,6 +148,30 @@ def changed(named: Named, recorded: dict[str, str]) -> list[str]:
     """Names of tensors that are not those whose hashes were recorded."""
     hashes = consistency.hash_tensors((named.weights | named.moments).items())
     return sorted(name for name in hashes.keys() | recorded.keys() if hashes.get(name) != recorded.get(name))
+
+
+def _misplaced_masters(engine: Any) -> bool:
+    """Whether masters lie elsewhere than the weights that the next step copies them to.
+
+    Names are found by DeepSpeed's own map of its flat masters; this looks at the flat tensors themselves, which a step
+    copies whole, and so does not believe that map. Moments lie where masters do.
+    """
+    optimizer, rank, padding = engine.optimizer, dist.get_rank(), 0
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
+        pairs = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
+        for parameter in engine.module.parameters():  # what fills a short share up is never looked at
+            length = parameter.ds_tensor.numel()
+            padding += length - min(length, max(0, parameter.ds_numel - rank * length))
+    elif hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
+        mine = [partitions[rank] for partitions in optimizer.parallel_partitioned_bit16_groups]
+        pairs = zip(optimizer.single_partition_of_fp32_groups, mine, strict=True)
+    elif hasattr(optimizer, "bf16_partitioned_groups"):  # ZeRO 1 under bf16
+        mine = [partitions[rank] for partitions in optimizer.bf16_partitioned_groups]
+        pairs = zip(optimizer.fp32_groups_flat_partition, mine, strict=True)
+    else:
+        return False
+    differing = [master.to(weight.device, weight.dtype) != weight for master, weight in pairs if weight is not None]
+    return sum(int(elements.sum()) for elements in differing) > padding
 
 
 def _everything(engine: Any) -> Iterator[tuple[str, Tensor]]:
