@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -161,22 +162,35 @@ def _require_dead(path: Path, seen: tuple[str, float] | None, deadline: float) -
             alive = True
     if alive:
         raise Busy(str(owner or f"somebody who is just creating {path}"))
-    _take_away(path, content)
-    log.info("WARNING: %s was left by %s, which is dead: taken over", path, owner or "a writer")
+    if _take_away(path, content):
+        log.info("WARNING: %s was left by %s, which is dead: taken over", path, owner or "a writer")
     return None
 
 
-def _take_away(path: Path, content: str) -> None:
-    """Remove exactly the file that was judged dead; of two who try, one may have created its own in between."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.dead")
+def _take_away(path: Path, content: str) -> bool:
+    """Remove exactly the file that was judged dead; of several who try, one at a time, so that none removes a new owner's.
+
+    Returns:
+        Whether it was this one who removed it.
+    """
+    guard = path.with_name(path.name + ".takeover")
     try:
-        path.rename(aside)
+        os.close(os.open(guard, CREATE_ONCE, 0o644))
+    except FileExistsError:
+        time.sleep(0.1)
+        with suppress(FileNotFoundError):
+            if _look(guard)[1] > STALE_S:  # of one who died in between
+                guard.unlink()
+        return False
+    try:
+        if _text(path) != content:
+            return False
+        path.unlink()
     except FileNotFoundError:
-        return
-    if _text(aside) != content:
-        aside.rename(path)
-    else:
-        aside.unlink()
+        return False
+    finally:
+        guard.unlink(missing_ok=True)
+    return True
 
 
 def _look(path: Path) -> tuple[str, float]:

@@ -163,11 +163,11 @@ def _choose(path: Path, content: Any) -> Foreign:
             if key in STATE_KEYS or "ema" in str(key).lower():
                 search(value, str(key), 1)
         if not found:
-            search(content, "", 3)
+            search(content, "", 0)
     if not found:
         raise CheckpointError(f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under "
                               f"{', '.join(STATE_KEYS[:4])}.")  # fmt: skip
-    order = sorted(found, key=lambda w: ("ema" in w.lower(), *(w.split(".")[0] != key for key in STATE_KEYS), w))
+    order = sorted(found, key=lambda w: ("ema" in w.lower(), *(w.split(".")[0] != key for key in STATE_KEYS), -len(found[w])))
     taken, *also = order
     tensors = {name: _resolved(value) for name, value in found[taken].items()}
     return Foreign(tensors, taken, also)
