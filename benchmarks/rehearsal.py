@@ -1,8 +1,9 @@
 """400 ranks in miniature: what one rank opens, reads, holds and waits for at its start, and that it grows with nothing.
 
 1. Rank r of 400 with torch's fake process group: engine, store, wind scan, first batch and one step, for r = 0, 7, 8, 399.
-2. 1, 8 and 32 real processes over gloo, without the engine: rendezvous, store and wind scan, one checkpoint read by rank 0
-   and broadcast, equal hashes, first batch.
+2. 1, 8 and 32 real processes over gloo, without the engine: rendezvous, store, wind scan and weights opened and checked by
+   rank 0, which tells the others what it found, and a first batch.
+Each of both on a month of data and on six years: what a rank other than 0 reads must not grow.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -24,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 RANKS, REAL = (0, 7, 8, 399), (1, 8, 32)
 
 
-def prepare(folder: Path) -> Path:
-    """A store of 64 x 128 pixels, its wind scan, a checkpoint of initial weights, and the configuration; of nothing else."""
+def prepare(folder: Path, days: int) -> Path:
+    """A store of 16 x 32 pixels, its wind scan, a checkpoint of initial weights, and the configuration; of nothing else."""
     import torch
     from safetensors.torch import save_file
 
@@ -36,12 +38,12 @@ def prepare(folder: Path) -> Path:
     from trainer.inputs import architecture
     from trainer.model.topoflow import TopoFlow
 
-    synthesize(folder / "s.zarr", Recipe(days=30, rows=64, cols=128))
-    build(open_store(folder / "s.zarr"), folder / "s.wind_scan", patch=2, regions=(16, 16), sectors=16)
+    synthesize(folder / "s.zarr", Recipe(days=days, rows=16, cols=32))
+    build(open_store(folder / "s.zarr"), folder / "s.wind_scan", patch=2, regions=(8, 16), sectors=16)
     tree = {
         "run_dir": str(folder / "run"), "steps": 10, "data": {"store": str(folder / "s.zarr"), "lead_hours": [12, 24]},
         "wind_scan": {"mode": "regional", "cache": str(folder / "s.wind_scan")},
-        "model": {"grid": [64, 128], "width": 192, "depth": 4, "heads": 8}, "batch": {"total": 400, "micro": 1},
+        "model": {"grid": [16, 32], "width": 192, "depth": 4, "heads": 8}, "batch": {"total": 400, "micro": 1},
         "init_from": {"path": str(folder / "weights.safetensors")},
     }  # fmt: skip
     path = folder / "config.yaml"
@@ -83,11 +85,13 @@ def pretend(config: Path, rank: int, size: int) -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from trainer import inputs as inputs_module
     from trainer import runtime
     from trainer import train as training
+    from trainer.checkpoint.manifest import Progress
     from trainer.config import load
     from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
-    from trainer.inputs import architecture, open_inputs
+    from trainer.inputs import architecture
     from trainer.metrics import weighted_mse
     from trainer.model.topoflow import TopoFlow
 
@@ -95,14 +99,16 @@ def pretend(config: Path, rank: int, size: int) -> None:
     run = load(config, ["init_from=null"])
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank % 8), WORLD_SIZE=str(size), DS_ACCELERATOR="cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    sent = inputs_module._open(run)  # which rank 0 does, and sends to the others
     meter = Meter(config.parent)
-    inputs = open_inputs(run, torch.device("cpu"))
+    with mock.patch.object(inputs_module, "on_main", return_value=sent):
+        inputs = inputs_module.open_inputs(run, torch.device("cpu"))
     torch.manual_seed(run.seed)
     model = TopoFlow(architecture(run))
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size))
     world = runtime.World(rank, rank % 8, size, "rehearsal", torch.device("cpu"))
     stream = inputs.stream(inputs.index("train"))
-    batch, example, arguments = inputs.prepare(next(training.training_batches(stream, training.Progress(), run, world)))
+    batch, example, arguments = inputs.prepare(next(training.training_batches(stream, Progress(), run, world)))
     started = meter.reading()
     engine.backward(weighted_mse(engine(*arguments), example.targets, example.weight).mean())
     set_learning_rates(engine, 0, run)
@@ -111,14 +117,15 @@ def pretend(config: Path, rank: int, size: int) -> None:
 
 
 def take_part(config: Path) -> None:
-    """One real rank: rendezvous, data, weights from one reader, equal hashes, first batch."""
+    """One real rank: rendezvous, data and weights from one reader, first batch."""
     import torch
     import torch.distributed as dist
 
-    from trainer import runtime
+    from trainer import runtime, start
     from trainer import train as training
-    from trainer.checkpoint import consistency
+    from trainer.checkpoint.manifest import Progress
     from trainer.config import load
+    from trainer.engine import resolve_deepspeed
     from trainer.inputs import architecture, open_inputs
     from trainer.model.topoflow import TopoFlow
 
@@ -129,9 +136,9 @@ def take_part(config: Path) -> None:
     world = runtime.World(rank, rank, size, "rehearsal", torch.device("cpu"))
     inputs = open_inputs(run, world.device)
     model = TopoFlow(architecture(run))
-    _, hashes = training.load_foreign_weights(model, run, world)
-    consistency.require_equal(hashes, hashes, "weights")
-    next(training.training_batches(inputs.stream(inputs.index("train")), training.Progress(), run, world))
+    run.run_dir.mkdir(exist_ok=True)
+    start.begin(run, inputs, model, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size), [])
+    next(training.training_batches(inputs.stream(inputs.index("train")), Progress(), run, world))
     dist.barrier()
     print(json.dumps(meter.reading() | {"rank": rank}))
     dist.destroy_process_group()
@@ -162,23 +169,29 @@ def main() -> None:
         else:
             take_part(Path(config))
         return
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        config = prepare(Path(folder))
-        print("one of 400 ranks, with the engine, collectives that do nothing:")
-        for rank in RANKS:
-            r = answer(child("pretend", config, rank, 400))
-            place, step = f"place {r['position']}", f"{r['with_step']:.2f} s with a step"
-            print(f"  rank {rank:3d}: {r['opens']} opens, {r['megabytes']:.2f} MB read, {r['seconds']:.2f} s to a batch, "
-                  f"{place}; {step}; peak {r['peak_gb']:.2f} GB")  # fmt: skip
-        print("real ranks over gloo, one store, one checkpoint:")
-        for size in REAL:
-            tree = yaml.safe_load(config.read_text()) | {"batch": {"total": size, "micro": 1}}
-            config.write_text(yaml.safe_dump(tree))
-            readings = [answer(p) for p in [child("real", config, rank, size, 29700 + size) for rank in range(size)]]
-            others = readings[1:] or readings
-            print(f"  {size:2d}: rank 0 {readings[0]['opens']} opens, {readings[0]['megabytes']:.2f} MB; others at most "
-                  f"{max(r['opens'] for r in others)} opens, {max(r['megabytes'] for r in others):.2f} MB; "
-                  f"{max(r['seconds'] for r in readings):.2f} s from rendezvous to the first batch on 2 cores")  # fmt: skip
+    for title, days in (("a month", 30), ("six years", 6 * 365)):
+        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+            rehearse(prepare(Path(folder), days), title)
+
+
+def rehearse(config: Path, title: str) -> None:
+    """Print what each kind of rank needed on a store."""
+    print(f"== {title} of data")
+    print("one of 400 ranks, with the engine, collectives that do nothing:")
+    for rank in RANKS:
+        r = answer(child("pretend", config, rank, 400))
+        place, step = f"place {r['position']}", f"{r['with_step']:.2f} s with a step"
+        print(f"  rank {rank:3d}: {r['opens']} opens, {r['megabytes']:.2f} MB read, {r['seconds']:.2f} s to a batch, "
+              f"{place}; {step}; peak {r['peak_gb']:.2f} GB")  # fmt: skip
+    print("real ranks over gloo, one store, one checkpoint:")
+    for size in REAL:
+        tree = yaml.safe_load(config.read_text()) | {"batch": {"total": size, "micro": 1}}
+        config.write_text(yaml.safe_dump(tree))
+        readings = [answer(p) for p in [child("real", config, rank, size, 29700 + size) for rank in range(size)]]
+        others = readings[1:] or readings
+        print(f"  {size:2d}: rank 0 {readings[0]['opens']} opens, {readings[0]['megabytes']:.2f} MB; others at most "
+              f"{max(r['opens'] for r in others)} opens, {max(r['megabytes'] for r in others):.2f} MB; "
+              f"{max(r['seconds'] for r in readings):.2f} s from rendezvous to the first batch on 2 cores")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -456,12 +456,18 @@ def _domain(where: str | None, target: Grid) -> np.ndarray:
     if where is None:
         return np.ones(shape, bool)
     if where.endswith(".npy"):
-        mask = np.load(where, allow_pickle=False)
-        if mask.shape != shape:
-            raise DataError(f"{where} is {mask.shape}, the target grid is {shape}.")
-        return mask > 0
+        try:
+            mask = np.load(where, allow_pickle=False)
+        except store.DAMAGE as error:
+            raise DataError(f"--domain {where} cannot be read: {error}.") from error
+        if mask.shape != shape or mask.dtype.kind not in "biuf":
+            raise DataError(f"{where} is {mask.shape} of {mask.dtype}, the target grid is {shape}.")
+        return np.asarray(mask > 0)
     if where.endswith((".json", ".geojson")):
-        polygons = shapely.unary_union(shapely.get_parts(shapely.from_geojson(Path(where).read_text())))
+        try:
+            polygons = shapely.unary_union(shapely.get_parts(shapely.from_geojson(Path(where).read_text(encoding="utf-8"))))
+        except (shapely.errors.ShapelyError, ValueError, TypeError) as error:
+            raise DataError(f"--domain {where} is not GeoJSON with polygons: {str(error)[:200]}.") from error
         lon, lat = np.meshgrid(target.lon, target.lat)
         return np.asarray(shapely.contains_xy(polygons, lon, lat))
     return _regridded_static(where, target, lambda x: x) >= regrid.NEEDED

@@ -32,7 +32,7 @@ FORMAT = 1
 DYNAMIC_GROUPS = ("weather", "chemistry")
 # What zarr and numpy raise on metadata or chunks that are not what was written.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError, MemoryError,
-          OverflowError, ZeroDivisionError, NotImplementedError)  # fmt: skip
+          OverflowError, ZeroDivisionError, NotImplementedError, EOFError)  # fmt: skip
 EMPTY = hashlib.sha256().hexdigest()
 EPOCH = np.datetime64("1970-01-01T00", "h")
 

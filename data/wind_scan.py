@@ -271,6 +271,9 @@ def read_orders(path: Path, remedy: str = "Build it again.") -> tuple[Geometry, 
             orders = {name: file[name] for name in ("global_orders", "regional_orders")}
     except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {remedy}") from error
+    numbers = (*geometry.grid, geometry.patch, *geometry.regions, geometry.sectors)
+    if not all(type(number) is int and number > 0 for number in numbers) or not isinstance(geometry.aspect, float):
+        raise DataError(f"{path}/manifest.json is damaged: its geometry is {stated}. {remedy}")
     if hash_orders(**orders) != manifest["orders_sha256"]:
         raise DataError(f"{path}/orders.npz does not match its recorded hash: an order was altered. {remedy}")
     return geometry, orders["global_orders"], orders["regional_orders"]

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from data.variables import BY_NAME
-from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError, read_json
 from trainer.command import run_command, run_parser
 from trainer.metrics import normalised_loss, score
 from trainer.trained import Trained, load_trained
@@ -82,6 +82,24 @@ def main(argv: list[str]) -> int:
     return run_command(argv, parser, command)
 
 
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `evaluate` has written.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    tree = read_json(path)
+    try:
+        numbers = [score[key] for leads in tree["scores"].values() for score in leads.values() for key in ("rmse", "skill")]
+        whole = all(key in tree for key in COMPARABLE) and all(isinstance(x, int | float | None) for x in numbers)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is not what `python -m trainer evaluate` writes: evaluate the run again.")
+    evaluation: dict[str, Any] = tree
+    return evaluation
+
+
 COMPARABLE = ("fingerprints", "split", "samples", "period", "baseline")
 
 
@@ -91,7 +109,7 @@ def compare(paths: list[Path], console: Console) -> None:
     Raises:
         CheckpointError: they are not of the same data, scan, split and samples.
     """
-    results = [json.loads(path.read_text()) for path in paths]
+    results = [read_evaluation(path) for path in paths]
     for path, result in zip(paths[1:], results[1:], strict=True):
         differing = [key for key in COMPARABLE if result[key] != results[0][key]]
         rows, first = ({(name, lead) for name, leads in r["scores"].items() for lead in leads} for r in (result, results[0]))

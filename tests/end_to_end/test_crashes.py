@@ -1,4 +1,5 @@
-"""Thirty kills at random instants, a third of them inside a save: every start resumes, the end is bit-equal."""
+"""Thirty kills at random instants, a third of them inside a save, roll-backs and retention among them: every start resumes,
+the end is bit-equal."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.wind_scan import ScanCache
-from tests.launching import ROOT, environment, tiny_config, train
+from tests.launching import ROOT, environment, manifest, tiny_config, train
 
 KILLS = 30
 STEPS = 600
@@ -34,9 +35,10 @@ def test_thirty_kills_change_nothing(tmp_path: Path, tiny_path: Path, tiny_scan:
     rng = random.Random(0)
     schedule = {"warmup_steps": 3, "decay_steps": STEPS}
     config = tiny_config(tmp_path, tiny_path, steps=STEPS, checkpoint={"every": 5, "keep_last": 2}, schedule=schedule,
-                         telemetry={"every": 10}, validation={"every": 1000, "samples": 4})  # fmt: skip
+                         telemetry={"every": 10}, validation={"every": 1000, "samples": 4}, max_bad_steps=1000,
+                         spikes={"policy": "roll_back", "factor": 1.25, "most_roll_backs": 1000})  # fmt: skip
     truth, run = tmp_path / "truth", tmp_path / "killed"
-    done = train(config, f"run_dir={truth}", "checkpoint.every=600")
+    done = train(config, f"run_dir={truth}")
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = {"one rank": 0, "all ranks": 0, "launcher": 0, "inside a save": 0}
     command = [
@@ -79,7 +81,12 @@ def test_thirty_kills_change_nothing(tmp_path: Path, tiny_path: Path, tiny_scan:
     lives = "".join((tmp_path / f"life{n}.log").read_text() for n in range(KILLS))
     assert lives.count("resumed from") >= KILLS - 1
     assert "is damaged" not in lives
-    ours, expected = (load_file(r / f"checkpoints/step-{STEPS:08d}/weights.safetensors") for r in (run, truth))
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        ours, expected = (load_file(r / f"checkpoints/step-{STEPS:08d}" / file) for r in (run, truth))
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    ends = [manifest(r / f"checkpoints/step-{STEPS:08d}")["progress"] for r in (run, truth)]
+    assert ends[0]["stepped_over"] == ends[1]["stepped_over"]
+    outcomes["roll-backs"] = ends[0]["roll_backs"]
+    assert ends[0]["roll_backs"] == ends[1]["roll_backs"] > 3
     print(outcomes)
     assert outcomes["inside a save"] >= KILLS // 6

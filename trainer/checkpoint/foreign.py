@@ -78,7 +78,10 @@ def read_file(path: Path) -> Foreign:
         raise CheckpointError(f"{path} cannot be read ({error}).") from error
     if content is None:
         raise CheckpointError(f"{path} holds no weights: it is {_described(first)}.")
-    return _choose(path, content)
+    try:
+        return _choose(path, content)
+    except BAD_PICKLE as error:
+        raise CheckpointError(f"{path} is damaged: a tensor cannot be read ({_first_line(error)}). Fetch it again.") from error
 
 
 def require_checksums(path: Path) -> None:
@@ -241,6 +244,10 @@ class _TensorReader(pickle.Unpickler):
         return self._storage(dtype, str(key))
 
 
+def _flat(content: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
 def _read_zipped(path: Path) -> Any:
     """What torch.save writes since 1.6: data.pkl, and a member for every storage."""
     archive = zipfile.ZipFile(path)
@@ -248,7 +255,7 @@ def _read_zipped(path: Path) -> Any:
     folder = pickled.removesuffix("data.pkl")
 
     def storage(dtype: torch.dtype, key: str) -> Callable[[], Tensor]:
-        return lambda: torch.frombuffer(bytearray(archive.read(f"{folder}data/{key}")), dtype=dtype)
+        return lambda: _flat(archive.read(f"{folder}data/{key}"), dtype)
 
     with archive.open(pickled) as file:
         return _TensorReader(file, storage).load()
@@ -266,7 +273,7 @@ def _read_stream(path: Path) -> Any:
             kind, start, count = places[key]
             with path.open("rb") as again:
                 again.seek(start)
-                return torch.frombuffer(bytearray(again.read(count * kind.itemsize)), dtype=kind, count=count)
+                return _flat(again.read(count * kind.itemsize), kind)
 
         return read
 
