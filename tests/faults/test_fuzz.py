@@ -156,12 +156,15 @@ def prepared(name: str) -> Callable[[Path], list[Any]]:
         for left in d.glob("new.zarr*"):
             shutil.rmtree(left)
         static = d / "static.nc"
-        kind = ["generic", str(d / "new.zarr"), str(d / "four.nc"), "--map", str(d / "map.yaml")] if name == "map.yaml" else [
-            "caqra", str(d / "new.zarr"), str(d / (name if name in ("four.nc", "three.nc") else "four.nc"))]  # fmt: skip
+        source = name if name in ("four.nc", "three.nc") else "four.nc"
+        what = ["caqra", str(d / "new.zarr"), str(d / source)]
+        if name == "map.yaml":
+            what = ["generic", str(d / "new.zarr"), str(d / source), "--map", str(d / name)]
+        where = ["--lat", "24", "46", "--lon", "92", "116", "--grid", "8", "12", "--method", "bilinear"]
+        fields = ["--elevation", f"{static}:z", "--population", f"{static}:people", "--land-mask", f"{static}:land"]
         domain = ["--domain", str(d / name)] if name.startswith("domain") else []
-        return [(data_main, ["prepare", *kind, "--lat", "24", "46", "--lon", "92", "116", "--grid", "8", "12",
-                             "--method", "bilinear", "--train", "2015-01-01", "2015-01-01", "--elevation", f"{static}:z",
-                             "--population", f"{static}:people", "--land-mask", f"{static}:land", *domain, "--stage", "begin"])]  # fmt: skip
+        when = ["--train", "2015-01-01", "2015-01-01", "--stage", "begin"]
+        return [(data_main, ["prepare", *what, *where, *fields, *domain, *when])]
 
     return open_it
 
