@@ -118,11 +118,19 @@ class Held:
     def _is_mine(self) -> bool:
         return _parse(_text(self.path)) == self.owner
 
+    def _create_again(self) -> None:
+        descriptor = os.open(self.path, CREATE_ONCE, 0o644)
+        try:
+            _sign(descriptor, self.owner)
+        except OSError:  # a full disk must not leave a file that is nobody's
+            self.path.unlink()
+            raise
+
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
             try:
                 if not self.path.exists():  # somebody tidied up
-                    _sign(os.open(self.path, CREATE_ONCE, 0o644), self.owner)
+                    self._create_again()
                 if not self._is_mine():
                     print(f"{self.path} was taken over while {self.owner} stood still: ending at once, so that two never "
                           "write.", file=sys.stderr, flush=True)  # fmt: skip
@@ -148,7 +156,10 @@ def _require_dead(path: Path, seen: tuple[str, float] | None, deadline: float) -
     owner = _parse(content)
     alive, now = _is_alive(owner), time.monotonic()
     if alive is None:  # on another host: nobody's clock is trusted, only whether the file changes
-        look = f"{content}{path.stat().st_mtime_ns if path.exists() else ''}"
+        try:
+            look = f"{content}{path.stat().st_mtime_ns}"
+        except FileNotFoundError:  # just let go
+            return None
         if seen is not None and seen[0] != look:
             alive = True
         elif age > STALE_S or (seen is not None and now - seen[1] > STALE_S):

@@ -52,6 +52,8 @@ def content_of(parts: Path, file: Path, number: int) -> str:
             return str(known["sha256"])
         try:
             with locks.hold(parts / f"hashing-{number}"):
+                if (known := _known(record)) is not None and known["glance"] == _glance(file):
+                    continue  # another process has just done it
                 before = _glance(file)
                 with file.open("rb") as opened:
                     sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -92,6 +94,8 @@ def require_unchanged(store: Path, files: list[Path]) -> None:
         recorded: dict[str, dict[str, Any]] = json.loads((store / RECORD).read_text())
     except FileNotFoundError:  # of the first versions
         return
+    except ValueError as error:
+        raise DataError(f"{store / RECORD} is damaged ({error}): copy the store again.") from error
     for file in files:
         known = recorded.get(str(file))
         if known is None or known["glance"] == _glance(file):

@@ -1,8 +1,9 @@
 """NetCDF -> store, in parallel and restartable: begin once, write shards anywhere, finish once.
 
 A shard is the unit of work: one process reads its hours, regrids, writes and marks it done, and nobody else touches it.
-So there are no locks, any number of processes and any interruption give the same bytes, and what is done is verified by
-its hash and not redone. The plan, the catalogue of the files and the weights stand in `STORE.parts` for all of them.
+So no process waits for another, any number of processes and any interruption give the same bytes, and what is done is
+verified by its hash and not redone. The plan, the catalogue of the files and the weights stand in `STORE.parts` for all of
+them.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def begin(path: Path, plan: Plan) -> bool:
         if differing:
             raise DataError(f"{store.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or "
                             f"remove it and {parts} to start again.")  # fmt: skip
-        _require_same_hours(path, plan)
+        _require_same_hours(path, sources.load(parts / "catalogue.npz"))
         return True
     seen = origin.glance(plan.files)
     catalogue = sources.catalogue(plan.fields, plan.files, plan.lead_hours)
@@ -154,20 +155,19 @@ def begin(path: Path, plan: Plan) -> bool:
     return True
 
 
-def _require_same_hours(path: Path, plan: Plan) -> None:
+def _require_same_hours(path: Path, before: sources.Catalogue) -> None:
     """Files that were replaced since the catalogue was made must hold the same hours; their shards are written again.
 
     Raises:
         DataError: they do not.
     """
     parts = store.parts_path(path)
-    replaced = origin.replaced(parts, plan.files)
+    replaced = origin.replaced(parts, before.files)
     if not replaced:
         return
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
-    before, now = sources.load(parts / "catalogue.npz"), sources.catalogue(plan.fields, plan.files, plan.lead_hours)
-    if not before.equals(now):
+    if not before.equals(sources.catalogue(before.fields, before.files, before.lead_hours)):
         raise DataError(f"{replaced[0]} holds other hours or another grid than when {store.partial_path(path)} was begun: "
                         f"remove it and {parts} to start again.")  # fmt: skip
 
@@ -223,6 +223,7 @@ def finish(path: Path) -> str:
     left = remaining(path)
     if left:
         raise DataError(f"{path}: {len(left)} of {shards} shards are not written: {left[:8]}. Run the same command again.")
+    _require_same_hours(path, _job(path).catalogue)
     if scan:
         codes = np.concatenate([_sectors(path, i) for i in range(shards)])
     files = _job(path).catalogue.files

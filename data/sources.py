@@ -130,6 +130,7 @@ class Catalogue:
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
+    lead_hours: tuple[float, ...] | None = None  # of forecasts, which were taken
 
     @cached_property
     def span(self) -> tuple[np.datetime64, np.datetime64]:
@@ -157,7 +158,7 @@ class Catalogue:
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""
         about = {"fields": {name: [list(named.spellings), named.units, named.stated] for name, named in self.fields.items()},
-                 "files": [str(file) for file in self.files], "dims": self.dims}  # fmt: skip
+                 "files": [str(file) for file in self.files], "dims": self.dims, "lead_hours": self.lead_hours}  # fmt: skip
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
         np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
 
@@ -172,7 +173,10 @@ def load(path: Path) -> Catalogue:
         fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
         columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
         dims = {name: Dimensions(*found) for name, found in about["dims"].items()}
-        return Catalogue(fields, [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"]), dims, *columns)
+        lead = None if about["lead_hours"] is None else tuple(about["lead_hours"])
+        hours_of, file_of, place_of = columns
+        files, grid = [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"])
+        return Catalogue(fields, files, grid, dims, hours_of, file_of, place_of, lead)
 
 
 def catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None = None) -> Catalogue:
@@ -192,15 +196,19 @@ def catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[flo
             present = {name: spelt for name, named in fields.items() if (spelt := spelling(dataset, named))}
             if not present:
                 continue
-            hours = _hours(dataset, next(iter(present.values())), path, lead_hours)
             here = _grid(dataset, next(iter(present.values())), path)
             grid = grid or here
             if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
                 raise DataError(f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {files[0]}: prepare each "
                                 "grid on its own.")  # fmt: skip
+            hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
             for name, spelt in present.items():
-                entries[name] += [(hour, number, place) for hour, place in hours]
                 found = _dimensions(dataset, spelt, path)
+                along = (found.time, found.period)
+                if along not in hours_along:
+                    hours_along[along] = _hours(dataset, spelt, path, lead_hours)
+                hours = hours_along[along]
+                entries[name] += [(hour, number, place) for hour, place in hours]
                 levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in found]
                 if levels:
                     raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
@@ -223,7 +231,8 @@ def catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[flo
                     remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
                 raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
         columns[name] = tuple(np.array(column) for column in zip(*places, strict=True))
-    return Catalogue(fields, files, grid, dims, *({name: column[i] for name, column in columns.items()} for i in range(3)))
+    hours_of, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
+    return Catalogue(fields, files, grid, dims, hours_of, file_of, place_of, lead_hours)
 
 
 @contextmanager
@@ -463,7 +472,7 @@ def _hours(dataset: xr.Dataset, name: str, path: Path, lead_hours: tuple[float, 
     hours_after = _in_hours(periods, path)
     valid = _whole_hours((times[:, None] + (hours_after * 3600).round().astype("timedelta64[s]")).ravel(), path)
     wanted = np.ones(len(hours_after), bool) if lead_hours is None else np.isin(hours_after, lead_hours)
-    if not wanted.any():
+    if not wanted.any() or not np.isin(lead_hours or (), hours_after).all():
         asked, there = (", ".join(f"{x:g}" for x in hours) for hours in (lead_hours or (), hours_after))
         raise DataError(f"{path}: --lead asks for {asked} h, its lead times are {there} h.")
     places = np.flatnonzero(np.tile(wanted, len(times)))
@@ -475,7 +484,7 @@ def _in_hours(periods: xr.DataArray, path: Path) -> np.ndarray:
     seconds = {"hours": 3600, "hour": 3600, "h": 3600, "minutes": 60, "seconds": 1, "days": 86400, "nanoseconds": 1e-9}
     if units not in seconds:
         raise DataError(f"{path}: the lead times '{periods.name}' are in '{units}', not in hours, minutes, seconds or days.")
-    return np.atleast_1d(periods.to_numpy()).astype("f8") * seconds[units] / 3600
+    return np.asarray((np.atleast_1d(periods.to_numpy()).astype("f8") * seconds[units]).round() / 3600)
 
 
 def _exact_times(dataset: xr.Dataset, dim: str, path: Path) -> np.ndarray:

@@ -16,16 +16,23 @@ PATH="$here/.venv/bin:$PATH"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # `deepspeed --num_gpus` would replace CUDA_VISIBLE_DEVICES by 0, 1, ...; its launcher of a host takes any names of devices.
-ranks=${RANKS:-$(python -c "import torch; print(torch.cuda.device_count() or 2)")} || exit
-world=$(python - "$ranks" "${CUDA_VISIBLE_DEVICES-}" <<'PYTHON'
-import base64, json, sys
-ranks, visible = int(sys.argv[1]), [device.strip() for device in sys.argv[2].split(",") if device.strip()]
-devices = visible[:ranks] if visible else list(range(ranks))
-if len(devices) < ranks:
-    sys.exit(f"launch/local.sh: RANKS={ranks}, and CUDA_VISIBLE_DEVICES names {len(visible)} GPUs: start one rank a GPU")
-print(base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode())
+# Where torch sees no GPU, none is named: -1 stays hidden.
+read -r ranks world < <(python - "${RANKS-}" "${CUDA_VISIBLE_DEVICES-}" <<'PYTHON'
+import base64, json, os, sys
+visible = [device.strip() for device in sys.argv[2].split(",") if device.strip()]
+if sys.argv[1] and visible and os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
+    found = len(visible)  # the ranks themselves will tell if there is no such GPU
+else:
+    import torch
+    found = torch.cuda.device_count()
+ranks = int(sys.argv[1] or found or 2)
+if visible and 0 < found < ranks:
+    sys.exit(f"launch/local.sh: RANKS={ranks}, and CUDA_VISIBLE_DEVICES names {found} GPUs: start one rank a GPU")
+devices = ["-1"] * ranks if not found else visible[:ranks] or list(range(ranks))
+print(ranks, base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode())
 PYTHON
-) || exit 2
+)
+[ -n "$world" ] || exit 2
 TOPOFLOW_ERROR_FILE=$(mktemp)
 export TOPOFLOW_ERROR_FILE
 trap 'rm -f "$TOPOFLOW_ERROR_FILE"' EXIT
@@ -33,11 +40,12 @@ trap 'rm -f "$TOPOFLOW_ERROR_FILE"' EXIT
 # The launcher answers a signal by killing its ranks 30 s later; so it is kept out of the terminal's group, and the ranks are
 # told themselves. They finish their step and save; told again, they end at once.
 set -m
+runner= stopped=
 tell() {
-  restarts=0
+  stopped=1
+  [ -n "$runner" ] || return 0
   for _ in $(seq 100); do
-    children=$(cat "/proc/$runner/task/$runner/children" 2>/dev/null)
-    [ -n "$children" ] && break
+    children=$(pgrep -P "$runner") && break
     kill -0 "$runner" 2>/dev/null || return 0
     sleep 0.1 # it has not started its ranks yet
   done
@@ -48,17 +56,20 @@ trap tell TERM INT HUP
 while true; do
   : >"$TOPOFLOW_ERROR_FILE"
   port=${MASTER_PORT:-$(python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")}
+  [ -z "$stopped" ] || exit 75 # told between two starts
   python -m deepspeed.launcher.launch --log_level=critical --world_info="$world" --master_addr=127.0.0.1 \
     --master_port="$port" "$here/trainer/train.py" --config "$config" --world-size "$ranks" "$@" &
   runner=$!
+  [ -z "$stopped" ] || tell # told while it was being started
   wait "$runner"
   code=$?
   while kill -0 "$runner" 2>/dev/null; do # a signal ends `wait` before the run has saved
     wait "$runner"
     code=$?
   done
+  runner=
   case $code in 0 | 75) exit "$code" ;; esac
-  if [ "$code" = 2 ] || [ "$restarts" -le 0 ]; then
+  if [ "$code" = 2 ] || [ -n "$stopped" ] || [ "$restarts" -le 0 ]; then
     [ -s "$TOPOFLOW_ERROR_FILE" ] && echo "launch/local.sh: the run ended with code $code:" >&2 && cat "$TOPOFLOW_ERROR_FILE" >&2
     exit "$code"
   fi

@@ -51,18 +51,22 @@ class Failing:
 
     def refuse(self, error: Exception) -> None:
         """End with code 2, one screen and no traceback: something that was given is wrong."""
-        self._tell(f"error: {error}", error)
-        _end(EXIT_WRONG)
+        try:
+            self._tell(f"error: {error}", error)
+        finally:
+            _end(EXIT_WRONG)
 
     def _unexpected(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
             _end(130)
-        self._tell(f"error: {kind.__name__}: {error}", error)
-        _end(EXIT_FAILED)
+        try:
+            self._tell(f"error: {kind.__name__}: {error}", error)
+        finally:
+            _end(EXIT_FAILED)
 
     def _tell(self, text: str, error: BaseException) -> None:
         kept = self._keep(text, error)
-        if self.debug:
+        if self.debug or (kept is None and not isinstance(error, REFUSALS)):
             traceback.print_exception(error)
         broken = not isinstance(error, REFUSALS) and any(sign in str(error) for sign in BROKEN)
         first_line = text.splitlines()[0]
@@ -79,7 +83,8 @@ class Failing:
     def _say(self, text: str) -> None:
         log.error("%s", text)
         if SUMMARY in os.environ:
-            Path(os.environ[SUMMARY]).write_text(text if self.rank == 0 else f"[rank {self.rank}] {text}")
+            with suppress(OSError):
+                Path(os.environ[SUMMARY]).write_text(text if self.rank == 0 else f"[rank {self.rank}] {text}")
 
     def _keep(self, text: str, error: BaseException) -> Path | None:
         _tell_torchrun(text)
@@ -100,7 +105,7 @@ class Failing:
         deadline = time.monotonic() + HEARD_WITHIN_S
         while True:
             found = {}
-            for path in sorted(self.folder.glob("rank-*.log")) if self.folder else []:
+            for path in sorted(self.folder.glob("rank-[0-9]*.log")) if self.folder else []:
                 rank = int(path.stem.removeprefix("rank-"))
                 if rank != self.rank and path.stat().st_mtime > self._since - 1.0:
                     lines = [line[20:] for line in path.read_text(errors="replace").splitlines() if line[20:26] == "error:"]

@@ -100,6 +100,7 @@ def roll_back(engine: Any, run: Run, progress: Progress) -> bool:
     remembered, found = back
     bad = [progress.samples_seen - run.batch.total, progress.samples_seen]
     load(engine, Start(remembered, found, named, recorded))
+    remembered.set_validated_on(progress.validated_on)
     # Not of the checkpoint but of the run: a second spike before the next save must not bring the first one back.
     remembered.stepped_over = [*progress.stepped_over, bad]
     remembered.roll_backs = progress.roll_backs + 1

@@ -47,14 +47,14 @@ class Saver:
         pending, self._pending, started = self._pending, None, time.monotonic()
         path = pending.commit()
         if dist.get_rank() == 0:
-            self._retain()
+            self._retain(pending.step)
         if self._telemetry:
             seconds = pending.stall + time.monotonic() - started
             self._telemetry.record("checkpoint", pending.step, {"stall_s": seconds, "write_s": pending.write_seconds})
             log.info("saved %s: training waited %.2f s, written in %.2f s", path, seconds, pending.write_seconds)
 
-    def _retain(self) -> None:
+    def _retain(self, step: int) -> None:
         try:
-            store.retain(self._run.run_dir, self._run.checkpoint.keep_last, self._run.checkpoint.keep_every)
+            store.retain(self._run.run_dir, self._run.checkpoint.keep_last, self._run.checkpoint.keep_every, step)
         except OSError as error:
             log.info("WARNING: old checkpoints were not removed (%s); the new one is whole, the next save tries again", error)

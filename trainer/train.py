@@ -64,7 +64,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
     describe(run, inputs, world, engine, len(samples), options.config, begun)
     if progress.step >= run.steps:
         log.info("already at step %d of %d: nothing to do", progress.step, run.steps)
-        release(lock)
+        end(stop, lock, options)
         return True
     progress.set_validated_on(inputs.validation_set())
     if progress.step == 0:
@@ -72,7 +72,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
         scores = validate(engine, held_out, inputs, progress, world, stop)
         if scores is None:
             log.info("stopped before step 1 (%s): nothing was to be saved", stop.reason or "another rank was told to")
-            release(lock)
+            end(stop, lock, options, stopped=True)
             return False
         log.info("step 0: validation loss %.4f", scores["loss"])
         gate.require_expected(engine, inputs, scores["loss"], world)
@@ -105,6 +105,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
             stopping_now, writing = stop.agreed()
             skipped = engines.step_was_skipped(engine)
             if skipped or not writing:
+                watchdog.enter("save")  # a skipped step waits for the writers
                 saver.commit()
             if skipped:
                 step_over_bad_samples(window, progress, run)
@@ -129,7 +130,7 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
             stepped = time.monotonic()
             if last or (progress.step % run.validation.every == 0 and not stopping_now):
                 watchdog.enter("validation")
-                scores = validate(engine, held_out, inputs, progress, world, stop)
+                scores = validate(engine, held_out, inputs, progress, world, None if last else stop)
                 stopping_now = stopping_now or scores is None
                 if telemetry and scores is not None:
                     telemetry.record("validation", progress.step, scores)
@@ -141,20 +142,21 @@ def train(run: Run, options: argparse.Namespace, world: runtime.World, watchdog:
             window.paused += time.monotonic() - stepped
         watchdog.enter("save")
         saver.commit()
-    stop.finish()
-    release(lock)
-    if stopping_now and progress.step < run.steps:
+    stopped = stopping_now and progress.step < run.steps
+    end(stop, lock, options, stopped)
+    if stopped:
         reason = stop.reason or "another rank was told to"
-        if options.stopped_file and world.is_main and stop.wants_to_continue:
-            options.stopped_file.touch()
         log.info("stopped at step %d (%s); start the same command again to continue", progress.step, reason)
     return progress.step == run.steps
 
 
-def release(lock: Held | None) -> None:
-    """Rank 0 lets go of the run directory."""
+def end(stop: stopping.StopVote, lock: Held | None, options: argparse.Namespace, stopped: bool = False) -> None:
+    """Everything is saved: hear no more signals; rank 0 lets go of the run directory and tells the scheduler's script."""
+    stop.finish()
     if lock is not None:
         lock.close()
+        if stopped and options.stopped_file and stop.wants_to_continue:
+            options.stopped_file.touch()
 
 
 def is_due(step: int, run: Run) -> bool:
@@ -199,13 +201,17 @@ def take_step(
 
 
 def validate(
-    engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, world: runtime.World, stop: stopping.StopVote
+    engine: Any, held_out: Stream, inputs: Inputs, progress: Progress, world: runtime.World, stop: stopping.StopVote | None
 ) -> dict[str, float] | None:
-    """Score the fixed validation samples, sharing them over ranks, and remember the loss; None if told to stop meanwhile."""
+    """Score the fixed validation samples, sharing them over ranks, and remember the loss; None if told to `stop` meanwhile.
+
+    The last one of a run is not left: there is nothing to continue with afterwards.
+    """
+    interrupted = stop.agree_now if stop else lambda: False
     engine.eval()
-    sums = score_evenly(engine, held_out, inputs, world.size, world.rank, stop.agree_now)
+    sums = score_evenly(engine, held_out, inputs, world.size, world.rank, interrupted)
     engine.train()
-    if stop.agree_now():
+    if interrupted():
         return None
     progress.val_loss = normalised_loss(sums, inputs.normalizer)
     progress.val_step = progress.step

@@ -156,7 +156,7 @@ def test_f46_a_stranger_s_directory_in_the_way_of_a_save_is_moved_aside(tmp_path
     make(tmp_path, 4, None)
     stranger = tmp_path / "checkpoints/step-00000008"
     shutil.copytree(tmp_path / "checkpoints/step-00000004", stranger)
-    store._make_room(stranger)
+    assert store._move_aside(stranger) is None
     (kept,) = (tmp_path / "checkpoints").glob("step-00000008.aside-*")
     assert (kept / "data.bin").exists()
 
@@ -473,3 +473,56 @@ def test_f54_the_launch_script_uses_the_visible_gpus(visible: str, tmp_path: Pat
     )
     assert done.returncode == 2
     assert "names 2 GPUs" in done.stderr
+
+
+def test_f51_each_variable_is_stored_at_its_own_times(tmp_path: Path) -> None:
+    """The times of a file's first variable were taken for all of them."""
+    lat, lon = np.arange(20.0, 24.0), np.arange(100.0, 105.0)
+    hourly, slow = np.arange(4), np.array([0, 3, 6, 9])
+    ones = np.ones((4, 4, 5), "f4")
+    fields = {"u10": (("time", "latitude", "longitude"), hourly[:, None, None] * ones),
+              "pm2p5": (("time2", "latitude", "longitude"), slow[:, None, None] * ones)}  # fmt: skip
+    since = {"units": "hours since 2015-03-01"}
+    coordinates = {"time": ("time", hourly, since), "time2": ("time2", slow, since),
+                   "latitude": ("latitude", lat, {"units": "degrees_north"}),
+                   "longitude": ("longitude", lon, {"units": "degrees_east"})}  # fmt: skip
+    xr.Dataset(fields, coordinates).to_netcdf(tmp_path / "f.nc")
+    found = sources.catalogue(FIELD | {"u": sources.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
+    start = np.datetime64("2015-03-01T00", "h")
+    assert ((found.hours["pm25"] - start).astype(int) == slow).all()
+    assert ((found.hours["u"] - start).astype(int) == hourly).all()
+    values = sources.Reader(found, start, 10)._field("pm25")
+    assert values is not None
+    assert (values[9] == 9).all()
+
+
+def test_f51_a_lead_time_that_is_asked_for_and_not_there_is_refused(tmp_path: Path) -> None:
+    """One of two was dropped; and 9 h in nanoseconds were 9.000000000000002 h."""
+    forecast_file(tmp_path / "f.nc", [0], [6, 9, 12])
+    with pytest.raises(DataError, match="--lead asks for 6, 8 h"):
+        sources.catalogue(FIELD, [tmp_path / "f.nc"], (6.0, 8.0))
+    with xr.open_dataset(tmp_path / "f.nc", decode_times=False) as dataset:
+        changed = dataset.load()
+    period = changed.forecast_period
+    changed["forecast_period"] = ("forecast_period", (period.to_numpy() * 3.6e12).astype("i8"), {"units": "nanoseconds"})
+    changed.to_netcdf(tmp_path / "g.nc")
+    found = sources.catalogue(FIELD, [tmp_path / "g.nc"], (6.0, 9.0))
+    assert len(found.hours["pm25"]) == 2
+
+
+def test_f44_a_replacement_that_was_killed_between_its_two_renames_gives_the_name_back(tmp_path: Path) -> None:
+    """A roll-back saves its step again: for a moment step N had no name, and a run with one checkpoint began anew."""
+    make(tmp_path, 4, None)
+    checkpoint = make(tmp_path, 8, None)
+    store._move_aside(checkpoint)
+    assert [found.step for found in store.look(tmp_path)] == [4]
+    assert store.newest_valid(tmp_path) == checkpoint
+    assert store.verify(checkpoint) == []
+
+
+def test_f44_retention_keeps_what_was_just_saved_before_what_was_stepped_over(tmp_path: Path) -> None:
+    """After a damaged step 20 the run resumed from 15 and saved 17: kept was 20, deleted all that was good."""
+    for step in (15, 17, 20):
+        make(tmp_path, step, None)
+    store.retain(tmp_path, keep_last=1, keep_every=None, newest_step=17)
+    assert 17 in [found.step for found in store.look(tmp_path)]

@@ -7,9 +7,11 @@ foreign becomes an `_Inert` that is never imported or called.
 
 from __future__ import annotations
 
+import lzma
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,7 +50,7 @@ HARMFUL = {"os", "posix", "nt", "sys", "subprocess", "runpy", "pty", "socket", "
 HARMFUL_BUILTINS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 # What unpickling a damaged or foreign file can raise.
 BAD_PICKLE = (pickle.UnpicklingError, RuntimeError, EOFError, AssertionError, ValueError, TypeError, KeyError, AttributeError,
-              IndexError, struct.error, MemoryError, OverflowError, zipfile.BadZipFile)  # fmt: skip
+              IndexError, struct.error, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass
@@ -93,7 +95,8 @@ def require_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
+            struct.error) as error:  # fmt: skip
         raise CheckpointError(f"{path} cannot be read: the archive is damaged or cut off ({error}). Fetch it again.") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: '{damaged}' does not have its checksum. Fetch it again.")
@@ -165,7 +168,7 @@ def _choose(path: Path, content: Any) -> Foreign:
         for key, value in content.items():
             if key in STATE_KEYS or "ema" in str(key).lower():
                 search(value, str(key), 1)
-        if not found:
+        if not found or all("ema" in where.lower() for where in found):
             search(content, "", 0)
     if not found:
         raise CheckpointError(f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under "

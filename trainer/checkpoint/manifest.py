@@ -55,6 +55,7 @@ class Progress:
         """Name the set that is scored from now on; the best loss on another one is no measure for it."""
         if self.validated_on != validation_set:
             self.validated_on, self.best_val_loss = validation_set, float("inf")
+            self.val_loss, self.val_step = None, -1
 
 
 class Memory(BaseModel):

@@ -10,7 +10,7 @@ from, and in the weights of the forward pass. `prove` then compares both, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,6 @@ def prove(engine: Any, recorded: dict[str, str]) -> None:
     Raises:
         CheckpointError: on every rank, naming the first differing tensor and the ranks.
     """
-    misplaced = _misplaced_masters(engine)
-    everywhere = torch.tensor(float(misplaced), device=engine.device)
-    dist.all_reduce(everywhere)
-    if everywhere:
-        raise CheckpointError("under these settings DeepSpeed keeps the optimizer's state of a parameter elsewhere than it "
-                              "says: nothing was trained. Compare its configuration with ds_configs/.")  # fmt: skip
     held = [(name, p) for name, p in engine.module.named_parameters() if not hasattr(p, "ds_id")]
     consistency.require_equal(
         consistency.hash_tensors([*held, *engine.module.named_buffers()]), {}, "weights before the next step"
@@ -127,6 +121,12 @@ def prove(engine: Any, recorded: dict[str, str]) -> None:
     consistency.require_equal(
         consistency.hash_tensors(_everything(engine)), recorded, "optimizer's weights and moments before the next step"
     )
+    misplaced = _misplaced_masters(engine)
+    everywhere = torch.tensor(float(misplaced), device=engine.device)
+    dist.all_reduce(everywhere)
+    if everywhere:
+        raise CheckpointError("under these settings DeepSpeed keeps the optimizer's state of a parameter elsewhere than it "
+                              "says: nothing was trained. Compare its configuration with ds_configs/.")  # fmt: skip
 
 
 def hashes_of(named: Named, engine: Any) -> dict[str, str]:
@@ -157,6 +157,7 @@ def _misplaced_masters(engine: Any) -> bool:
     copies whole, and so does not believe that map. Moments lie where masters do.
     """
     optimizer, rank, padding = engine.optimizer, dist.get_rank(), 0
+    pairs: Iterable[tuple[Tensor, Tensor]]
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
         pairs = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
         for parameter in engine.module.parameters():  # what fills a short share up is never looked at
@@ -168,8 +169,9 @@ def _misplaced_masters(engine: Any) -> bool:
     elif hasattr(optimizer, "bf16_partitioned_groups"):  # ZeRO 1 under bf16
         mine = [partitions[rank] for partitions in optimizer.bf16_partitioned_groups]
         pairs = zip(optimizer.fp32_groups_flat_partition, mine, strict=True)
-    else:
-        return False
+    else:  # whole: an fp32 copy of each weight, or the weight itself
+        masters = _plain_masters(engine)
+        pairs = [(masters.get(id(p), p), p) for p in engine.module.parameters()]
     differing = [master.to(weight.device, weight.dtype) != weight for master, weight in pairs if weight is not None]
     return sum(int(elements.sum()) for elements in differing) > padding
 
@@ -210,12 +212,16 @@ def _require_fitting(engine: Any, named: Named) -> bool:
     """Whether there are moments; refuses names and shapes that are not the engine's."""
     wrong: list[str] = []
 
+    def fits(given: torch.Size, wanted: torch.Size) -> bool:
+        """A scalar may be () here and (1,) there."""
+        return given == wanted or given.numel() == wanted.numel() == 1
+
     def compare(what: str, given: Mapping[str, Tensor], wanted: dict[str, torch.Size]) -> None:
         wrong.extend(f"{what} '{name}' is missing" for name in wanted.keys() - given.keys())
         wrong.extend(f"{what} '{name}' is unknown here" for name in given.keys() - wanted.keys())
+        misshapen = {name: shape for name, shape in wanted.items() if name in given and not fits(given[name].shape, shape)}
         wrong.extend(f"{what} '{name}' has shape {tuple(given[name].shape)}, not {tuple(shape)}"
-                     for name, shape in wanted.items()
-                     if name in given and given[name].numel() != shape.numel())  # fmt: skip
+                     for name, shape in misshapen.items())  # fmt: skip
 
     parameters = dict(engine.module.named_parameters())
     buffers = {name: buffer.shape for name, buffer in _persistent_buffers(engine)}

@@ -42,6 +42,7 @@ from trainer.checkpoint.state import WEIGHTS_FILE, Named
 
 log = logging.getLogger("trainer")
 READING = "reading-"
+REPLACED = ".replaced.partial"
 SEEN_WITHIN_S = 30.0
 
 
@@ -121,10 +122,11 @@ class Saving:
         write(manifest, self.partial / MANIFEST)
         _sync(self.partial / MANIFEST)
         _sync(self.partial)
-        if self.final.exists() or self.final.is_symlink():
-            _make_room(self.final)
+        replaced = _move_aside(self.final) if self.final.exists() or self.final.is_symlink() else None
         self.partial.rename(self.final)
         _sync(self.final.parent)
+        if replaced is not None:
+            shutil.rmtree(replaced)
         _link_latest(self.final)
 
     def _write(self, files: dict[Path, dict[str, Tensor]]) -> tuple[dict[str, FileRecord], dict[str, str]]:
@@ -179,6 +181,7 @@ def newest_valid(run_dir: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints and none is valid.
     """
+    mend(run_dir)
     candidates = look(run_dir)
     for candidate in reversed(candidates):
         problems = verify(candidate.path)
@@ -243,10 +246,11 @@ def load(checkpoint: Path) -> Named:
     return Named(load_weights(checkpoint), moments)
 
 
-def retain(run_dir: Path, keep_last: int, keep_every: int | None) -> None:
+def retain(run_dir: Path, keep_last: int, keep_every: int | None, newest_step: int | None = None) -> None:
     """Remove older checkpoints, from manifests alone.
 
-    Kept are the last `keep_last`, every step that is a multiple of `keep_every`, the one whose own weights were validated
+    Kept are the last `keep_last` up to `newest_step` (which was just committed: what lies after it was stepped over when the
+    run resumed, and may be damaged), every step that is a multiple of `keep_every`, the one whose own weights were validated
     with the lowest loss on the validation set of today, and any that a reader holds open or that cannot be read.
     """
     manifests: dict[Path, Manifest] = {}
@@ -256,7 +260,8 @@ def retain(run_dir: Path, keep_last: int, keep_every: int | None) -> None:
         except CheckpointError as error:
             log.error("WARNING: %s is left alone: %s", found.path, error)
     checkpoints = list(manifests)
-    kept = set(checkpoints[-keep_last:])
+    counted = [path for path, m in manifests.items() if newest_step is None or m.step <= newest_step]
+    kept = set(counted[-keep_last:])
     if keep_every is not None:
         kept |= {path for path, m in manifests.items() if m.step % keep_every == 0}
     best = best_of(manifests)
@@ -318,20 +323,33 @@ def _remove_unless_read(checkpoint: Path) -> None:
             shutil.rmtree(doomed)
 
 
-def _make_room(final: Path) -> None:
-    """Before a commit of the same step: remove our own older one, and move aside what is not ours."""
+def _move_aside(final: Path) -> Path | None:
+    """Before a commit of the same step, give its name free.
+
+    Returns:
+        Where our own older checkpoint of that step lies, to be removed once the new one has its name; None for what is not
+        ours, which stays under another name.
+    """
     ours = final.is_dir() and not final.is_symlink() and (final / MANIFEST).exists()
     if ours:
         with suppress(CheckpointError):  # ours, and damaged: this is what is being written again
             ours = read(final).step == step_of(final)
-    aside = final.with_name(f"{final.name}.{'replaced.partial' if ours else f'aside-{uuid.uuid4().hex[:8]}'}")
     if ours:
+        aside = final.with_name(final.name + REPLACED)
         shutil.rmtree(aside, ignore_errors=True)
-    final.rename(aside)
-    if ours:
-        shutil.rmtree(aside)
-    else:
-        log.info("WARNING: %s was no checkpoint of this run, and is called %s now", final, aside.name)
+        return final.rename(aside)
+    aside = final.rename(final.with_name(f"{final.name}.aside-{uuid.uuid4().hex[:8]}"))
+    log.info("WARNING: %s was no checkpoint of this run, and is called %s now", final, aside.name)
+    return None
+
+
+def mend(run_dir: Path) -> None:
+    """Give a checkpoint its name back whose replacement was killed between two renames."""
+    for aside in (run_dir / "checkpoints").glob(f"step-*{REPLACED}"):
+        final = aside.with_name(aside.name.removesuffix(REPLACED))
+        if step_of(final) is not None and not final.exists():
+            aside.rename(final)
+            log.info("WARNING: %s was being replaced when its run was killed, and has its name back", final)
 
 
 def _link_latest(checkpoint: Path) -> None:
