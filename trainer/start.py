@@ -63,6 +63,7 @@ def begin(run: Run, inputs: Inputs, model: TopoFlow, deepspeed: dict[str, Any], 
 
     def read() -> tuple[Progress, Path | None]:
         nonlocal named, recorded
+        store.mend(run.run_dir)
         found, progress = look_back(run, present, allow_change)
         if found is not None:
             with store.reading(found):

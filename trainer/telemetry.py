@@ -87,7 +87,7 @@ class Telemetry:
         """A disk that is full costs rows, never the run."""
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a file that could not be opened again is a closed one
             if not self._silent:
                 self._silent = True
                 log.info("WARNING: metrics cannot be written to %s (%s): the run goes on without them", self.run.run_dir, error)

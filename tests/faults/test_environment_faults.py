@@ -595,6 +595,7 @@ def test_f67_a_full_disk_costs_metrics_and_room_never_the_step(config: Path, tmp
         record._tensorboard.add_scalar = lambda *_: Full().write("")
         record.record("train", 1, {"loss": 1.0})
         record.rewind(0)
+        record.record("train", 2, {"loss": 1.0})
     assert store.verify(make(tmp_path, 1, None)) == []
 
 

@@ -516,6 +516,7 @@ def test_f44_a_replacement_that_was_killed_between_its_two_renames_gives_the_nam
     checkpoint = make(tmp_path, 8, None)
     store._move_aside(checkpoint)
     assert [found.step for found in store.look(tmp_path)] == [4]
+    store.mend(tmp_path)
     assert store.newest_valid(tmp_path) == checkpoint
     assert store.verify(checkpoint) == []
 

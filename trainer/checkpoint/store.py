@@ -181,7 +181,6 @@ def newest_valid(run_dir: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints and none is valid.
     """
-    mend(run_dir)
     candidates = look(run_dir)
     for candidate in reversed(candidates):
         problems = verify(candidate.path)
@@ -344,7 +343,7 @@ def _move_aside(final: Path) -> Path | None:
 
 
 def mend(run_dir: Path) -> None:
-    """Give a checkpoint its name back whose replacement was killed between two renames."""
+    """Give a checkpoint its name back whose replacement was killed between two renames; for who holds the run directory."""
     for aside in (run_dir / "checkpoints").glob(f"step-*{REPLACED}"):
         final = aside.with_name(aside.name.removesuffix(REPLACED))
         if step_of(final) is not None and not final.exists():
