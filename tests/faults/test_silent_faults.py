@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -456,17 +457,16 @@ def test_f54_two_ranks_never_share_a_gpu() -> None:
 )
 def test_f54_the_launch_script_uses_the_visible_gpus(visible: str, tmp_path: Path) -> None:
     """--num_gpus made ranks take GPUs 0 and 1, somebody else's. A stand-in for the trainer tells what it sees."""
-    import subprocess
-
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer/train.py").write_text("import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])")
+    stand_in = "import os; open('seen-' + os.environ['RANK'], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    (tmp_path / "trainer/train.py").write_text(stand_in)
     done = subprocess.run(
         ["launch/local.sh", "x.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
         env=environment() | {"CUDA_VISIBLE_DEVICES": visible, "RANKS": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"sees {visible}") == 2
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == [visible, visible]
     too_many = environment() | {"CUDA_VISIBLE_DEVICES": visible, "RANKS": "3"}
     done = subprocess.run(
         ["launch/local.sh", "x.yaml"], cwd=tmp_path, env=too_many, capture_output=True, text=True, check=False
