@@ -36,6 +36,7 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
 SYNONYMS = {"percent": "%", "c": "degc", "celsius": "degc", "degree_celsius": "degc", "degrees_celsius": "degc", "kelvin": "k",
             "mbar": "hpa", "millibars": "hpa", "fraction": "1", "(0-1)": "1", "0-1": "1", "microgram": "ug",
             "micrograms": "ug"}  # fmt: skip
+SPELT_OUT = str.maketrans("µμ⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "uu0123456789-")
 PERIODS = ("forecast_period", "leadtime", "lead_time", "step")
 UNREADABLE = (OSError, RuntimeError)  # of the NetCDF library
 DEW_POINT = "dew_point"  # read where a source has no relative humidity
@@ -203,6 +204,7 @@ def catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[flo
                                 "grid on its own.")  # fmt: skip
             hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
             for name, spelt in present.items():
+                _require_known_unit(fields[name], dataset[spelt], name, path)
                 found = _dimensions(dataset, spelt, path)
                 along = (found.time, found.period)
                 if along not in hours_along:
@@ -325,13 +327,13 @@ class Reader:
             spelt = spelling(dataset, named)
             assert spelt is not None
             array = dataset[spelt]
-            units = named.units if named.stated else str(array.attrs.get("units") or named.units)
+            units = _units(named, array)
             dims = self.catalogue.dims[name]
             array = _at_places(array, dims, places)
             extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
             values = _decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes
-        canonical = "K" if name == DEW_POINT else variables.BY_NAME[name].units
+        canonical = _canonical(name)
         if normal(units) == MIXING_RATIO and canonical == "ug m-3":
             psfc, temp = self._at(path, "psfc", places, name), self._at(path, "temp", places, name)
             return values * np.float32(1e9) * psfc / (np.float32(GAS_CONSTANT) * temp)
@@ -384,9 +386,24 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
     return np.float32(100.0) * np.exp(exponent(dew_point) - exponent(temp))
 
 
+def _require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> None:
+    """Before the first shard, not at the one that first needs it."""
+    canonical, units = _canonical(name), _units(named, array)
+    if not (normal(units) == MIXING_RATIO and canonical == "ug m-3"):
+        conversion(units, canonical, f"{path}: '{array.name}'")
+
+
+def _units(named: Named, array: xr.DataArray) -> str:
+    return named.units if named.stated else str(array.attrs.get("units") or named.units)
+
+
+def _canonical(name: str) -> str:
+    return "K" if name == DEW_POINT else variables.BY_NAME[name].units
+
+
 def normal(units: str) -> str:
     """One spelling of a unit: lower case, negative exponents, no slash."""
-    text = re.sub(r"\*\*|\^", "", units.strip().lower().replace("µ", "u").replace("μ", "u"))
+    text = re.sub(r"\*\*|\^", "", units.strip().lower().translate(SPELT_OUT))
     above, *below = text.split("/")
     tokens = [SYNONYMS.get(token, token) for token in re.split(r"[\s.*]+", above) if token]
     for token in below:
@@ -410,9 +427,18 @@ def _decoded(array: xr.DataArray) -> np.ndarray:
         name = str(array.name)
         return np.array(xr.decode_cf(array.to_dataset(name=name), decode_times=False)[name].to_numpy(), "f4")
     values = np.array(array.to_numpy(), "f4", copy=array.dtype != np.float32 or None)
-    for fill in {array.attrs[key] for key in ("_FillValue", "missing_value") if key in array.attrs}:
+    for fill in _fill_values(array):
         values[values == fill] = np.nan
     return values
+
+
+def _fill_values(array: xr.DataArray) -> list[np.float32]:
+    """What stands for a missing value, rounded as the data are: files state it as a double, several times, or as text."""
+    stated = [value for key in ("_FillValue", "missing_value") for value in np.atleast_1d(array.attrs.get(key, []))]
+    try:
+        return [np.float32(value) for value in stated]
+    except ValueError as error:
+        raise DataError(f"'{array.name}': its missing value {stated} is not a number. Correct the attribute.") from error
 
 
 def _at_places(array: xr.DataArray, dims: Dimensions, places: np.ndarray) -> xr.DataArray:

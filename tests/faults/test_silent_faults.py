@@ -527,3 +527,30 @@ def test_f44_retention_keeps_what_was_just_saved_before_what_was_stepped_over(tm
         make(tmp_path, step, None)
     store.retain(tmp_path, keep_last=1, keep_every=None, newest_step=17)
     assert 17 in [found.step for found in store.look(tmp_path)]
+
+
+@pytest.mark.parametrize("stated", [np.float64(-999.9), np.array([-999.9, -99.0], "f4"), "-999.9"])
+def test_a_missing_value_is_missing_in_every_form_that_files_state_it(stated: Any) -> None:
+    """A double on float data, several, or text: -999.9 was a value, or a traceback."""
+    values = np.array([1.0, -999.9, 3.0], "f4")
+    array = xr.DataArray(values, dims="x", name="pm25", attrs={"missing_value": stated})
+    assert np.isnan(sources._decoded(array)).tolist() == [False, True, False]
+    with pytest.raises(DataError, match="is not a number"):
+        sources._decoded(array.assign_attrs(missing_value="none"))
+
+
+def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_path: Path) -> None:
+    """It was found at the shard that first needed the file; superscripts and the micro sign are known."""
+    forecast_file(tmp_path / "a.nc", [0], [0, 3])
+    for units, message in (("µg/m³", None), ("µg m⁻³", None), ("furlongs", "is in 'furlongs', which is not known")):
+        forecast_file(tmp_path / "b.nc", [24], [0, 3])
+        with xr.open_dataset(tmp_path / "b.nc", decode_times=False) as dataset:
+            changed = dataset.load()
+        changed.pm2p5.attrs["units"] = units
+        changed.to_netcdf(tmp_path / "c.nc")
+        files = [tmp_path / "a.nc", tmp_path / "c.nc"]
+        if message is None:
+            assert len(sources.catalogue(FIELD, files).hours["pm25"]) == 4
+        else:
+            with pytest.raises(DataError, match=message):
+                sources.catalogue(FIELD, files)
