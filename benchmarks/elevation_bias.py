@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from benchmarks.measuring import Action, interleaved, peak_gb, ratio
-from trainer.model.topoflow import Architecture, Block
+from trainer.model.architecture import Architecture
+from trainer.model.topoflow import Block
 
 LIMITS = {2048: 1.3, 4096: 1.1, 8192: 1.1}
 
@@ -32,8 +33,10 @@ def main() -> None:
     for tokens, limit in LIMITS.items():
         seconds = interleaved({"biased": block(tokens, True), "plain": block(tokens, False)}, rounds=5)
         added = peak_gb(partial(block, tokens, True))[1]
-        print(f"{tokens} tokens: with the bias {ratio(seconds, 'biased', 'plain'):.3f} x without (limit {limit}), "
-              f"peak {1e6 * added / tokens:.0f} kB a token")  # fmt: skip
+        print(
+            f"{tokens} tokens: with the bias {ratio(seconds, 'biased', 'plain'):.3f} x without (limit {limit}), "
+            f"peak {1e6 * added / tokens:.0f} kB a token"
+        )
 
 
 if __name__ == "__main__":

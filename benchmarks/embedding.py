@@ -13,8 +13,7 @@ import torch
 
 from benchmarks.measuring import Action, interleaved, peak_gb, ratio
 from tests import obvious
-from trainer.config import load
-from trainer.inputs import architecture
+from trainer.config_file import load
 from trainer.model.embedding import embed_and_aggregate
 from trainer.model.topoflow import TopoFlow
 
@@ -23,7 +22,7 @@ CONFIG = Path(__file__).parents[1] / "launch/configs/china_128x256.yaml"
 
 def aggregation(folded: bool) -> Action:
     torch.manual_seed(0)
-    arch = architecture(load(CONFIG, ["model.depth=1"]))
+    arch = load(CONFIG, ["model.depth=1"]).architecture()
     model = TopoFlow(arch)
     x = torch.randn(1, arch.variables, *arch.grid)
     grad = torch.randn(1, arch.patches[0] * arch.patches[1], arch.width)
@@ -43,8 +42,10 @@ def aggregation(folded: bool) -> Action:
 def main() -> None:
     ours, theirs = (peak_gb(partial(aggregation, folded))[1] for folded in (True, False))
     seconds = interleaved({"ours": aggregation(True), "obvious": aggregation(False)}, rounds=3)
-    print(f"embedding + aggregation: median {statistics.median(seconds['ours']):.3f} s, "
-          f"obvious {ratio(seconds, 'obvious', 'ours'):.0f} x slower (at least 40)")  # fmt: skip
+    print(
+        f"embedding + aggregation: median {statistics.median(seconds['ours']):.3f} s, "
+        f"obvious {ratio(seconds, 'obvious', 'ours'):.0f} x slower (at least 40)"
+    )
     print(f"peak memory: {1000 * ours:.0f} MB, obvious {1000 * theirs:.0f} MB, 1/{theirs / ours:.0f} (limit 1/15)")
 
 

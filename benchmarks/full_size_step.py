@@ -16,11 +16,11 @@ import torch
 
 from benchmarks.measuring import Action, interleaved, peak_gb, ratio
 from tests.obvious import Obvious
-from trainer import runtime
-from trainer.config import load
+from trainer.config_file import load
 from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
-from trainer.inputs import architecture
-from trainer.model.topoflow import Architecture, Block, PositionsAlongWind, TopoFlow
+from trainer.model.architecture import Architecture
+from trainer.model.topoflow import Block, PositionsAlongWind, TopoFlow
+from trainer.process import launch
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "launch/configs/china_128x256.yaml"
@@ -39,7 +39,7 @@ def step_of(kind: type[TopoFlow]) -> Action:
     """Through DeepSpeed, dropout and stochastic depth as configured (the obvious implementation has none to pay for)."""
     run = load(CONFIG, OVERRIDES)
     torch.manual_seed(0)
-    model = kind(architecture(run))
+    model = kind(run.architecture())
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, 1))
     arguments, target = given(model.arch)
 
@@ -52,7 +52,7 @@ def step_of(kind: type[TopoFlow]) -> Action:
 
 
 def step_alone(kind: type[TopoFlow]) -> Action:
-    runtime.join(10.0)
+    launch.join(10.0)
     return step_of(kind)
 
 
@@ -87,7 +87,7 @@ def compare_memory() -> None:
 
 
 def compare_with_blocks(rounds: int) -> None:
-    arch = architecture(load(CONFIG, OVERRIDES))
+    arch = load(CONFIG, OVERRIDES).architecture()
     parameters = sum(p.numel() for p in TopoFlow(arch).parameters())
     seconds = interleaved({"ours": step_of(TopoFlow), "blocks": plain_blocks(arch), "scan": scan(arch)}, rounds)
     print(f"{parameters:,} parameters, {torch.get_num_threads()} threads, fp32, batch 1, {rounds} rounds")
@@ -108,11 +108,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     compare_memory()
     os.environ.pop("MASTER_PORT", None)
-    runtime.join(10.0)
+    launch.join(10.0)
     # Apart: the obvious step leaves its 9 GB to be mapped anew by whoever comes next.
     compare_with_blocks(rounds)
     compare_with_obvious(min(rounds, 2))
-    runtime.leave()
+    launch.leave()
 
 
 if __name__ == "__main__":

@@ -24,14 +24,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measuring import Action, interleaved, ratio
 from tests.obvious import Obvious
-from trainer import runtime
-from trainer.config import Run, load
+from trainer.config import Run
+from trainer.config_file import load
 from trainer.engine import build_engine, dtype_of, resolve_deepspeed
-from trainer.inputs import architecture
-from trainer.model.attention import Attention, kernel_name
-from trainer.model.flops import training_flops
+from trainer.model.architecture import training_flops
+from trainer.model.attention import Attention
+from trainer.model.elevation_bias import kernel_name
 from trainer.model.topoflow import Block, TopoFlow
-from trainer.telemetry import measure_matrix_rate
+from trainer.process import launch
+from trainer.run.window import measure_matrix_rate
 
 ROOT = Path(__file__).parents[1]
 TINY = ["model.grid=[16, 32]", "model.width=64", "model.depth=2", "model.heads=4", "precision=fp32"]
@@ -41,7 +42,7 @@ WAITING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroni
 def training_step(run: Run, kind: type[TopoFlow], compiled: bool, device: torch.device) -> tuple[Action, Action]:
     """(a whole step, forward and backward alone) of an engine on random inputs."""
     torch.manual_seed(0)
-    model = kind(architecture(run)).to(device)
+    model = kind(run.architecture()).to(device)
     if compiled:
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -79,7 +80,7 @@ def measure(run: Run, kind: type[TopoFlow], compiled: bool, device: torch.device
         seconds.append(time.perf_counter() - started)
     each = statistics.median(seconds)
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else float("nan")
-    return run.batch.micro / each, peak, training_flops(architecture(run), run.batch.micro) / each / rate
+    return run.batch.micro / each, peak, training_flops(run.architecture(), run.batch.micro) / each / rate
 
 
 class FlexAttention(Attention):
@@ -105,7 +106,7 @@ def flex(device: torch.device) -> Callable[..., Tensor]:
 
 def bias_ratio(run: Run, device: torch.device, kind: type[Attention] = Attention) -> float:
     """Time of a block with the elevation bias over one without."""
-    arch, dtype = architecture(run), dtype_of(run)
+    arch, dtype = run.architecture(), dtype_of(run)
     tokens = arch.patches[0] * arch.patches[1]
     x = torch.randn(1, tokens, arch.width, device=device, dtype=dtype, requires_grad=True)
     z = torch.rand(1, tokens, device=device) * 5000.0
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small network in fp32, on any device")
     parser.add_argument("--micro", type=int, nargs="+", default=[1, 2, 4, 8])
     options = parser.parse_args()
-    world = runtime.join(10.0)
+    world = launch.join(10.0)
     device = world.device
     if device.type != "cuda" and not options.tiny:
         raise SystemExit("no GPU here: use --tiny to see that the script works, or run it where there is one.")
@@ -170,7 +171,7 @@ def main() -> None:
     print(f"host waits inside forward and backward: {host_waits(run, device) or 'none'}")
     if device.type == "cuda":
         print(f"elevation bias by FlexAttention: {bias_ratio(run, device, FlexAttention):.3f} x a plain block")
-    runtime.leave()
+    launch.leave()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import netCDF4
 
-from data import prepare, sources, store
+from data.prepare import stages
+from data.prepare.plan import Plan
+from data.prepare.sources import spellings
+from data.store import writing
 from tests.reanalysis import CAQRA, write_caqra, write_static
 
 GRID = (339, 432)
@@ -37,9 +40,9 @@ def main() -> None:
         raw, static = folder / "month.nc", folder / "static.nc"
         write_static(static)
         write_caqra(raw, start="2013-01-01", hours=a.hours, grid=GRID, kilometres=15.0, without=(100, 101, 200))
-        fields, splits = sources.SOURCES["caqra"], {"train": ("2013-01-01", "2013-01-05")}
+        fields, splits = spellings.SOURCES["caqra"], {"train": ("2013-01-01", "2013-01-05")}
         named = [f"{static}:{name}" for name in ("z", "people", "land")]
-        plan = prepare.Plan("caqra", fields, [raw], (20, 50), (80, 130), (128, 256), splits, *named)
+        plan = Plan("caqra", fields, [raw], (20, 50), (80, 130), (128, 256), splits, *named)
         edges = list(range(0, a.hours - 3, plan.shard_hours)) + [a.hours - 3]
         jobs = [(raw, first, last) for first, last in zip(edges, edges[1:], strict=False)]
         rates: dict[str, list[float]] = {"decompression": [], "preparation": []}
@@ -50,11 +53,11 @@ def main() -> None:
                 size = sum(pool.map(decompress, jobs, chunksize=1))
                 rates["decompression"].append(size / (time.perf_counter() - started))
             target = folder / "out.zarr"
-            prepare.begin(target, plan)
+            stages.begin(target, plan)
             started = time.perf_counter()
-            prepare.load(target, prepare.remaining(target), WORKERS)
+            stages.load(target, stages.remaining(target), WORKERS)
             rates["preparation"].append(size / (time.perf_counter() - started))
-            store.finalise(target)
+            writing.finalise(target)
             shutil.rmtree(target)
         for name, found in rates.items():
             print(f"{name:14s} {statistics.median(found) / 1e6:6.0f} MB/s of source float32 with {WORKERS} processes")

@@ -31,25 +31,28 @@ def prepare(folder: Path, days: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from data.store import open_store
-    from data.synthesize import Recipe, synthesize
-    from data.wind_scan import build
-    from trainer.config import load
-    from trainer.inputs import architecture
+    from data.store.opening import open_store
+    from data.synthetic.recipe import Recipe
+    from data.synthetic.synthesize import synthesize
+    from data.wind_scan.cache import build
+    from trainer.config_file import load
     from trainer.model.topoflow import TopoFlow
 
     synthesize(folder / "s.zarr", Recipe(days=days, rows=16, cols=32))
     build(open_store(folder / "s.zarr"), folder / "s.wind_scan", patch=2, regions=(8, 16), sectors=16)
     tree = {
-        "run_dir": str(folder / "run"), "steps": 10, "data": {"store": str(folder / "s.zarr"), "lead_hours": [12, 24]},
+        "run_dir": str(folder / "run"),
+        "steps": 10,
+        "data": {"store": str(folder / "s.zarr"), "lead_hours": [12, 24]},
         "wind_scan": {"mode": "regional", "cache": str(folder / "s.wind_scan")},
-        "model": {"grid": [16, 32], "width": 192, "depth": 4, "heads": 8}, "batch": {"total": 400, "micro": 1},
+        "model": {"grid": [16, 32], "width": 192, "depth": 4, "heads": 8},
+        "batch": {"total": 400, "micro": 1},
         "init_from": {"path": str(folder / "weights.safetensors")},
-    }  # fmt: skip
+    }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     torch.manual_seed(0)
-    save_file(TopoFlow(architecture(load(path))).state_dict(), folder / "weights.safetensors")
+    save_file(TopoFlow(load(path).architecture()).state_dict(), folder / "weights.safetensors")
     return path
 
 
@@ -66,8 +69,12 @@ class Meter:
         status = Path("/proc/self/status").read_text()
         peak = re.search(r"VmHWM:\s+(\d+)", status)
         assert peak
-        return {"opens": len(self.opened), "megabytes": (self._read() - self.before) / 1e6,
-                "seconds": time.perf_counter() - self.started, "peak_gb": int(peak[1]) / 1e6}  # fmt: skip
+        return {
+            "opens": len(self.opened),
+            "megabytes": (self._read() - self.before) / 1e6,
+            "seconds": time.perf_counter() - self.started,
+            "peak_gb": int(peak[1]) / 1e6,
+        }
 
     def _note(self, event: str, arguments: tuple[object, ...]) -> None:
         if event == "open" and self.where in str(arguments[0]):
@@ -85,30 +92,25 @@ def pretend(config: Path, rank: int, size: int) -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from trainer import inputs as inputs_module
-    from trainer import runtime
-    from trainer import train as training
-    from trainer.checkpoint.manifest import Progress
-    from trainer.config import load
+    from trainer import dataset as datasets
+    from trainer.config_file import load
     from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
-    from trainer.inputs import architecture
-    from trainer.metrics import weighted_mse
     from trainer.model.topoflow import TopoFlow
+    from trainer.process import launch
+    from trainer.scores.errors import weighted_mse
 
-    runtime.skip_inference_operator()
+    launch.skip_inference_operator()
     run = load(config, ["init_from=null"])
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank % 8), WORLD_SIZE=str(size), DS_ACCELERATOR="cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
-    sent = inputs_module._open(run)  # which rank 0 does, and sends to the others
+    sent = datasets._open(run)  # which rank 0 does, and sends to the others
     meter = Meter(config.parent)
-    with mock.patch.object(inputs_module, "on_main", return_value=sent):
-        inputs = inputs_module.open_inputs(run, torch.device("cpu"))
+    with mock.patch.object(datasets, "on_main", return_value=sent):
+        dataset = datasets.open_dataset(run, torch.device("cpu"))
     torch.manual_seed(run.seed)
-    model = TopoFlow(architecture(run))
+    model = TopoFlow(run.architecture())
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size))
-    world = runtime.World(rank, rank % 8, size, "rehearsal", torch.device("cpu"))
-    stream = inputs.stream(inputs.index("train"))
-    batch, example, arguments = inputs.prepare(next(training.training_batches(stream, Progress(), run, world)))
+    batch, example, arguments = dataset.prepare(first_batch(dataset, rank, size))
     started = meter.reading()
     engine.backward(weighted_mse(engine(*arguments), example.targets, example.weight).mean())
     set_learning_rates(engine, 0, run)
@@ -116,37 +118,50 @@ def pretend(config: Path, rank: int, size: int) -> None:
     print(json.dumps(started | {"with_step": meter.reading()["seconds"], "position": batch.position}))
 
 
+def first_batch(dataset: Any, rank: int, size: int) -> Any:
+    """What this rank reads first."""
+    batch = dataset.run.batch
+    return next(dataset.stream(dataset.index("train")).training(0, batch.micro, batch.accumulation(size), size, rank))
+
+
 def take_part(config: Path) -> None:
     """One real rank: rendezvous, data and weights from one reader, first batch."""
     import torch
     import torch.distributed as dist
 
-    from trainer import runtime, start
-    from trainer import train as training
-    from trainer.checkpoint.manifest import Progress
-    from trainer.config import load
+    from trainer.config_file import load
+    from trainer.dataset import open_dataset
     from trainer.engine import resolve_deepspeed
-    from trainer.inputs import architecture, open_inputs
     from trainer.model.topoflow import TopoFlow
+    from trainer.process import launch
+    from trainer.run import start
 
     run = load(config)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     meter = Meter(config.parent)
     dist.init_process_group("gloo")
-    world = runtime.World(rank, rank, size, "rehearsal", torch.device("cpu"))
-    inputs = open_inputs(run, world.device)
-    model = TopoFlow(architecture(run))
+    world = launch.World(rank, rank, size, "rehearsal", torch.device("cpu"))
+    dataset = open_dataset(run, world.device)
+    model = TopoFlow(run.architecture())
     run.run_dir.mkdir(exist_ok=True)
-    start.begin(run, inputs, model, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size), [])
-    next(training.training_batches(inputs.stream(inputs.index("train")), Progress(), run, world))
+    deepspeed = resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size)
+    start.begin(run, model, start.describe(run, dataset, model, deepspeed, size), [])
+    first_batch(dataset, rank, size)
     dist.barrier()
     print(json.dumps(meter.reading() | {"rank": rank}))
     dist.destroy_process_group()
 
 
 def child(mode: str, config: Path, rank: int, size: int, port: int = 0) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "benchmarks.rehearsal", "--child", mode, str(config), str(rank), str(size)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -181,17 +196,21 @@ def rehearse(config: Path, title: str) -> None:
     for rank in RANKS:
         r = answer(child("pretend", config, rank, 400))
         place, step = f"place {r['position']}", f"{r['with_step']:.2f} s with a step"
-        print(f"  rank {rank:3d}: {r['opens']} opens, {r['megabytes']:.2f} MB read, {r['seconds']:.2f} s to a batch, "
-              f"{place}; {step}; peak {r['peak_gb']:.2f} GB")  # fmt: skip
+        print(
+            f"  rank {rank:3d}: {r['opens']} opens, {r['megabytes']:.2f} MB read, {r['seconds']:.2f} s to a batch, "
+            f"{place}; {step}; peak {r['peak_gb']:.2f} GB"
+        )
     print("real ranks over gloo, one store, one checkpoint:")
     for size in REAL:
         tree = yaml.safe_load(config.read_text()) | {"batch": {"total": size, "micro": 1}}
         config.write_text(yaml.safe_dump(tree))
         readings = [answer(p) for p in [child("real", config, rank, size, 29700 + size) for rank in range(size)]]
         others = readings[1:] or readings
-        print(f"  {size:2d}: rank 0 {readings[0]['opens']} opens, {readings[0]['megabytes']:.2f} MB; others at most "
-              f"{max(r['opens'] for r in others)} opens, {max(r['megabytes'] for r in others):.2f} MB; "
-              f"{max(r['seconds'] for r in readings):.2f} s from rendezvous to the first batch on 2 cores")  # fmt: skip
+        print(
+            f"  {size:2d}: rank 0 {readings[0]['opens']} opens, {readings[0]['megabytes']:.2f} MB; others at most "
+            f"{max(r['opens'] for r in others)} opens, {max(r['megabytes'] for r in others):.2f} MB; "
+            f"{max(r['seconds'] for r in readings):.2f} s from rendezvous to the first batch on 2 cores"
+        )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numcodecs import Blosc, Zstd
 
-from data.reader import ShardReader
-from data.store import open_store
-from data.synthesize import Recipe, synthesize
+from data.store.opening import open_store
+from data.store.reader import ShardReader
+from data.synthetic.recipe import Recipe
+from data.synthetic.synthesize import synthesize
 
 HOURS, ROUNDS = 48, 7
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes], torch.Tensor]]
@@ -51,8 +52,11 @@ CODECS = {
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.store_layouts",
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()  # fmt: skip
+    argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python -m benchmarks.store_layouts",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     with tempfile.TemporaryDirectory(prefix="layouts-") as folder:
         synthesize(Path(folder) / "s.zarr", Recipe(days=4, rows=128, cols=256))
         store = open_store(Path(folder) / "s.zarr")

@@ -18,44 +18,54 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from data import store, variables
-from data.reader import ShardReader
-from data.stream import SampleIndex, Stream
-from data.synthesize import load_static
+from data import variables
+from data.samples import SampleIndex
+from data.store import layout, opening, writing
+from data.store.reader import ShardReader
+from data.stream import Stream
+from data.synthetic.synthesize import load_static
 
 GRID, HOURS, LEAD, BATCH, BATCHES, ROUNDS = (128, 256), 360, 24, 4, 25, 5
 STEP_S = 0.020
 
 
-def build(folder: Path) -> store.Store:
+def build(folder: Path) -> layout.Store:
     """A store of random values, the same as .npy files, and as one zarr array a variable in 24-hour chunks."""
     rng = np.random.default_rng(0)
     lat, lon, static = load_static(*GRID)
     times = np.datetime64("2020-01-01", "h") + np.arange(HOURS)
-    store.create(folder / "ours.zarr", times=times, lat=lat, lon=lon, static=static, splits={"train": (0, HOURS)},
-                 shard_hours=120, provenance={})  # fmt: skip
+    writing.create(
+        folder / "ours.zarr",
+        times=times,
+        lat=lat,
+        lon=lon,
+        static=static,
+        splits={"train": (0, HOURS)},
+        shard_hours=120,
+        provenance={},
+    )
     apart = xr.Dataset(coords={"time": times, "lat": lat, "lon": lon})
-    for group in store.DYNAMIC_GROUPS:
+    for group in layout.DYNAMIC_GROUPS:
         members = variables.GROUPS[group]
         spans = np.array([(v.typical or (v.valid_min, v.valid_max)) for v in members])[None, :, :, None, None]
         values = spans[:, :, 0] + (spans[:, :, 1] - spans[:, :, 0]) * rng.random((HOURS, len(members), *GRID), "f4")
         values = values.astype("f4")
         for start in range(0, HOURS, 120):
-            store.write_block(folder / "ours.zarr", group, start, values[start : start + 120])
+            writing.write_block(folder / "ours.zarr", group, start, values[start : start + 120])
         np.save(folder / f"{group}.npy", values)
         for channel, variable in enumerate(members):
             apart[variable.name] = (("time", "lat", "lon"), values[:, channel])
-    store.finalise(folder / "ours.zarr")
+    writing.finalise(folder / "ours.zarr")
     apart.to_zarr(folder / "apart.zarr", encoding={name: {"chunks": (24, *GRID)} for name in apart.data_vars})
-    return store.open_store(folder / "ours.zarr")
+    return opening.open_store(folder / "ours.zarr")
 
 
-def readers(folder: Path, opened: store.Store) -> dict[str, Callable[[np.ndarray], Sequence[np.ndarray]]]:
+def readers(folder: Path, opened: layout.Store) -> dict[str, Callable[[np.ndarray], Sequence[np.ndarray]]]:
     """name -> function that reads the batch at time indices (B,)."""
-    weather, chemistry = (ShardReader(opened, group) for group in store.DYNAMIC_GROUPS)
-    mapped = {group: np.load(folder / f"{group}.npy", mmap_mode="r") for group in store.DYNAMIC_GROUPS}
+    weather, chemistry = (ShardReader(opened, group) for group in layout.DYNAMIC_GROUPS)
+    mapped = {group: np.load(folder / f"{group}.npy", mmap_mode="r") for group in layout.DYNAMIC_GROUPS}
     apart = xr.open_zarr(folder / "apart.zarr")
-    names = {group: [v.name for v in variables.GROUPS[group]] for group in store.DYNAMIC_GROUPS}
+    names = {group: [v.name for v in variables.GROUPS[group]] for group in layout.DYNAMIC_GROUPS}
 
     def per_variable(t: np.ndarray) -> Sequence[np.ndarray]:
         now = [apart[name].isel(time=t).to_numpy() for name in names["weather"] + names["chemistry"]]
@@ -66,10 +76,10 @@ def readers(folder: Path, opened: store.Store) -> dict[str, Callable[[np.ndarray
         "ours": lambda t: (weather.read(t), chemistry.read(t), chemistry.read(t + LEAD)),
         "memory map": lambda t: [mapped[g][at] for g, at in (("weather", t), ("chemistry", t), ("chemistry", t + LEAD))],
         "xarray + dask": per_variable,
-    }  # fmt: skip
+    }
 
 
-def waiting_share(opened: store.Store) -> float:
+def waiting_share(opened: layout.Store) -> float:
     """Of a loop whose model computes elsewhere for 20 ms a batch."""
     t = np.arange(HOURS - LEAD)
     stream = Stream(opened, SampleIndex(t, np.full(len(t), LEAD), 0), None, "none", prefetch=4, patches=1, pin=False)

@@ -1,5 +1,9 @@
 """Everything that is read: the zarr store, the wind-scan cache and the sample stream. Never imports `trainer`."""
 
 
-class DataError(Exception):
-    """Something that is read is missing, stale or impossible; the message names it and the remedy."""
+class Refusal(Exception):
+    """Something that was given is wrong: the message names it, where it is, and what to do; no traceback is of use."""
+
+
+class DataError(Refusal):
+    """Something that is read is missing, stale or impossible."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data import DataError, variables
-from data.store import Store
+from data.store.layout import Store
 
 
 @dataclass
@@ -34,8 +34,16 @@ class Batch:
                 return tensor
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        return Batch(move(self.weather), move(self.chemistry), move(self.target), move(self.lead_hours),
-                     move(self.rank), self.hours, self.position, move(self.counted))  # fmt: skip
+        return Batch(
+            move(self.weather),
+            move(self.chemistry),
+            move(self.target),
+            move(self.lead_hours),
+            move(self.rank),
+            self.hours,
+            self.position,
+            move(self.counted),
+        )
 
 
 def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -125,7 +133,6 @@ class Normalizer:
 
     def _stack(self, batch: Batch) -> Tensor:
         size = len(batch.lead_hours)
-        groups = {"weather": batch.weather, "chemistry": batch.chemistry,
-                  "static": self.static.expand(size, -1, -1, -1)}  # fmt: skip
+        groups = {"weather": batch.weather, "chemistry": batch.chemistry, "static": self.static.expand(size, -1, -1, -1)}
         planes = [groups[variables.GROUP_OF[n]][:, variables.CHANNEL_OF[n]] for n in self.inputs]
         return torch.stack(planes, dim=1)

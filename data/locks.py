@@ -132,8 +132,11 @@ class Held:
                 if not self.path.exists():  # somebody tidied up
                     self._create_again()
                 if not self._is_mine():
-                    print(f"{self.path} was taken over while {self.owner} stood still: ending at once, so that two never "
-                          "write.", file=sys.stderr, flush=True)  # fmt: skip
+                    print(
+                        f"{self.path} was taken over while {self.owner} stood still: ending at once, so that two never write.",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(EXIT_ROBBED)
                 os.utime(self.path)
             except OSError as error:  # a server that is away for a moment; the next beat tries again

@@ -24,8 +24,10 @@ class _Strict(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise DataError(f"line {line}: {key!r} cannot be a key.")
             if key in lines:
-                raise DataError(f"'{key}' is written twice, in lines {lines[key]} and {line}: only one of them could act. "
-                                "Make one of the two.")  # fmt: skip
+                raise DataError(
+                    f"'{key}' is written twice, in lines {lines[key]} and {line}: only one of them could act. "
+                    "Make one of the two."
+                )
             lines[key] = line
         return super().construct_mapping(node, deep)
 

@@ -57,9 +57,22 @@ CHANNEL_OF: dict[str, int] = {v.name: i for group in GROUPS.values() for i, v in
 
 # Channel orders pinned by the published checkpoint.
 MODEL_INPUTS = (
-    "u", "v", "temp", "rh", "psfc", "pm10", "so2", "no2", "co", "o3",
-    "lat2d", "lon2d", "pm25", "elevation", "population",
-)  # fmt: skip
+    "u",
+    "v",
+    "temp",
+    "rh",
+    "psfc",
+    "pm10",
+    "so2",
+    "no2",
+    "co",
+    "o3",
+    "lat2d",
+    "lon2d",
+    "pm25",
+    "elevation",
+    "population",
+)
 MODEL_TARGETS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 
 

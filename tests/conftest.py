@@ -10,9 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from data.store import Store, open_store
-from data.synthesize import Recipe, synthesize
-from data.wind_scan import ScanCache, build
+from data.store.layout import Store
+from data.store.opening import open_store
+from data.synthetic.recipe import Recipe
+from data.synthetic.synthesize import synthesize
+from data.wind_scan.cache import ScanCache, build
 
 torch.set_num_threads(1)
 

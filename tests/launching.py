@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +28,40 @@ def environment() -> dict[str, str]:
 def tiny_config(folder: Path, store: Path, **changes: Any) -> Path:
     """A run of seconds on the session's tiny store; `changes` replace top-level keys."""
     tree: dict[str, Any] = {
-        "run_dir": str(folder / "run"), "steps": 20, "seed": 5,
+        "run_dir": str(folder / "run"),
+        "steps": 20,
+        "seed": 5,
         "data": {"store": str(store), "lead_hours": [6, 12], "prefetch": 2},
         "wind_scan": {"mode": "regional", "cache": str(store.with_suffix(".wind_scan"))},
         "model": {"grid": [16, 32], "width": 32, "depth": 2, "heads": 4, "dropout": 0.1, "drop_path": 0.1},
         "optimizer": {"lr": 2e-3, "weight_decay": 0.01},
         "schedule": {"warmup_steps": 3, "decay_steps": 20},
         "batch": {"total": 8, "micro": 2},
-        "validation": {"every": 100, "samples": 6}, "checkpoint": {"every": 100}, "telemetry": {"every": 1},
-    }  # fmt: skip
+        "validation": {"every": 100, "samples": 6},
+        "checkpoint": {"every": 100},
+        "telemetry": {"every": 1},
+    }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree | changes))
     return path
 
 
 def train(
-    config: Path, *overrides: str, ranks: int = 2, zero: str = "1", launcher: str = "torchrun"
+    config: Path, *overrides: str, ranks: int = 2, zero: str = "1", launcher: str = "warm"
 ) -> subprocess.CompletedProcess[str]:
-    """A run as a user starts it. torchrun is seconds quicker than `deepspeed --num_gpus RANKS`, but prints a traceback of
-    its own when a rank fails; one rank needs no launcher."""
-    start = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", str(ranks)],
-             "deepspeed": ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port())]}[launcher]  # fmt: skip
-    if ranks == 1 and launcher == "torchrun":
-        start = [sys.executable]
-    return run([*start, "trainer/train.py", *arguments(config, *overrides, zero=zero)])
+    """A run. "warm" forks its ranks (tests/warm.py); where the launcher matters, name it: torchrun or deepspeed."""
+    own = ["trainer/train.py", *arguments(config, *overrides, zero=zero)]
+    if launcher == "warm":
+        return ranks_of(own, ranks if ranks > 1 else 0)
+    start = {
+        "torchrun": ["torchrun", "--standalone", "--nproc_per_node", str(ranks)],
+        "deepspeed": ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port())],
+    }
+    return run([*start[launcher], *own])
 
 
 def train_several(config: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Many runs for one start-up: each job has "zero", "overrides", settings of "deepspeed" that differ, and what
+    """Many runs on the same ranks: each job has "zero", "overrides", settings of "deepspeed" that differ, and what
     tests/distributed/several.py injects."""
     given = []
     for number, job in enumerate(jobs):
@@ -62,10 +73,61 @@ def train_several(config: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> s
             own[3] = str(config.with_name(f"deepspeed-{number}.json"))
             Path(own[3]).write_text(json.dumps(settings))
         given.append(job | {"arguments": own})
-    command = ["torchrun", "--standalone", "--nproc_per_node", str(ranks), "tests/distributed/several.py", json.dumps(given)]
-    done = run(command)
+    done = ranks_of(["tests/distributed/several.py", json.dumps(given)], ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+class Warm:
+    """The warm parent of this session, and one job after the other."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.warm"]
+        own = environment() | {"DS_ACCELERATOR": "cpu"}
+        self._parent = subprocess.Popen(
+            command, cwd=ROOT, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._folder = tempfile.TemporaryDirectory()
+        self._count = 0
+        atexit.register(self.close)
+
+    def run(self, argv: list[str], ranks: int, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Exit code 0, or that of the first rank that failed."""
+        self._count += 1
+        files = {name: Path(self._folder.name, f"{self._count}.{name}") for name in ("out", "err")}
+        for file in files.values():
+            file.touch()
+        job = {"argv": argv, "ranks": ranks, "env": environment(), **{name: str(file) for name, file in files.items()}}
+        assert self._parent.stdin
+        assert self._parent.stdout
+        self._parent.stdin.write(json.dumps(job) + "\n")
+        self._parent.stdin.flush()
+        late = threading.Timer(timeout, self.close)
+        late.start()
+        answer = self._parent.stdout.readline()
+        late.cancel()
+        said = [file.read_text(errors="replace") for file in files.values()]
+        if not answer:
+            raise subprocess.TimeoutExpired(argv, timeout, *said)
+        code = next((code for code in json.loads(answer) if code), 0)
+        return subprocess.CompletedProcess(argv, code, *said)
+
+    def close(self) -> None:
+        """End the parent and whatever it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._parent.pid, signal.SIGKILL)
+        self._parent.wait()
+        WARM.clear()
+
+
+WARM: list[Warm] = []
+
+
+def ranks_of(argv: list[str], ranks: int, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Python with `argv` on so many forked ranks; 0 for a process that no launcher started."""
+    if not WARM:
+        WARM.append(Warm())
+    return WARM[0].run(argv, ranks, timeout)
 
 
 def arguments(config: Path, *overrides: str, zero: str) -> list[str]:
@@ -99,8 +161,8 @@ def manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def module(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS`."""
-    return run([sys.executable, "-m", *arguments])
+    """`python -m ARGUMENTS`, forked from the warm parent."""
+    return ranks_of(["-m", *arguments], 0)
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -27,9 +27,21 @@ def aggregate(model: TopoFlow, x: Tensor) -> Tensor:
     query = model.var_query.expand(len(tokens), -1, -1).transpose(0, 1)
     keys = tokens.transpose(0, 1)
     out, _ = F.multi_head_attention_forward(
-        query, keys, keys, arch.width, arch.heads, attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.0,
-        attention.out_proj.weight, attention.out_proj.bias, need_weights=False,
-    )  # fmt: skip
+        query,
+        keys,
+        keys,
+        arch.width,
+        arch.heads,
+        attention.in_proj_weight,
+        attention.in_proj_bias,
+        None,
+        None,
+        False,
+        0.0,
+        attention.out_proj.weight,
+        attention.out_proj.bias,
+        need_weights=False,
+    )
     return out[0].view(len(x), -1, arch.width)
 
 

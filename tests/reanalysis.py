@@ -10,11 +10,29 @@ import numpy as np
 import xarray as xr
 
 # name -> (least, greatest) of the made-up values, in the file's units
-CAQRA = {"u": (-12, 12), "v": (-12, 12), "temp": (250, 310), "rh": (20, 95), "psfc": (60_000, 103_000), "pm2_5": (5, 150),
-         "pm10": (10, 300), "so2": (1, 60), "no2": (1, 90), "co": (0.1, 3.0), "o3": (10, 180)}  # fmt: skip
+CAQRA = {
+    "u": (-12, 12),
+    "v": (-12, 12),
+    "temp": (250, 310),
+    "rh": (20, 95),
+    "psfc": (60_000, 103_000),
+    "pm2_5": (5, 150),
+    "pm10": (10, 300),
+    "so2": (1, 60),
+    "no2": (1, 90),
+    "co": (0.1, 3.0),
+    "o3": (10, 180),
+}
 CAQRA_UNITS = {"u": "m/s", "v": "m s-1", "temp": "K", "rh": "%", "psfc": "Pa", "co": "mg/m3"}
-CAMS_SURFACE = {"u10": (-12, 12, "m s**-1"), "v10": (-12, 12, "m s**-1"), "t2m": (250, 310, "K"), "d2m": (235, 249, "K"),
-                "sp": (6e4, 1.03e5, "Pa"), "pm2p5": (5e-9, 1.5e-7, "kg m**-3"), "pm10": (1e-8, 3e-7, "kg m**-3")}  # fmt: skip
+CAMS_SURFACE = {
+    "u10": (-12, 12, "m s**-1"),
+    "v10": (-12, 12, "m s**-1"),
+    "t2m": (250, 310, "K"),
+    "d2m": (235, 249, "K"),
+    "sp": (6e4, 1.03e5, "Pa"),
+    "pm2p5": (5e-9, 1.5e-7, "kg m**-3"),
+    "pm10": (1e-8, 3e-7, "kg m**-3"),
+}
 CAMS_LEVEL = {"so2": (1e-9, 6e-8), "no2": (1e-9, 9e-8), "co": (1e-7, 3e-6), "go3": (1e-8, 1.5e-7)}
 
 
@@ -42,10 +60,20 @@ def lambert(rows: int, cols: int, kilometres: float = 15.0) -> tuple[np.ndarray,
 
 
 def write_caqra(
-    path: Path, *, start: str, hours: int, grid: tuple[int, int] = (40, 52), seed: int = 0, kilometres: float = 100.0,
-    missing: float = 0.02, without: tuple[int, ...] = (), names: dict[str, str] | None = None, zlib: bool = True,
-    units: dict[str, str] | None = None, scale: dict[str, float] | None = None,
-) -> None:  # fmt: skip
+    path: Path,
+    *,
+    start: str,
+    hours: int,
+    grid: tuple[int, int] = (40, 52),
+    seed: int = 0,
+    kilometres: float = 100.0,
+    missing: float = 0.02,
+    without: tuple[int, ...] = (),
+    names: dict[str, str] | None = None,
+    zlib: bool = True,
+    units: dict[str, str] | None = None,
+    scale: dict[str, float] | None = None,
+) -> None:
     """Hourly fields on a curvilinear grid, float32 with declared fill values; the hours `without` are left out."""
     rng = np.random.default_rng(seed)
     lat, lon = lambert(*grid, kilometres)
@@ -64,9 +92,14 @@ def write_caqra(
             fields = smooth((hours, *grid), low, high, rng)[kept] * (scale or {}).get(name, 1.0)
             fields[rng.random(fields.shape) < missing] = -999.0
             variable = file.createVariable(
-                (names or {}).get(name, name), "f4", ("time", "y", "x"), zlib=zlib, complevel=1, fill_value=-999.0,
+                (names or {}).get(name, name),
+                "f4",
+                ("time", "y", "x"),
+                zlib=zlib,
+                complevel=1,
+                fill_value=-999.0,
                 chunksizes=(1, *grid),
-            )  # fmt: skip
+            )
             variable.units = (CAQRA_UNITS | (units or {})).get(name, "ug/m3")
             variable.coordinates = "lat2d lon2d"
             variable[:] = fields
@@ -83,18 +116,27 @@ def write_cams(folder: Path, *, start: str, days: int, seed: int = 0, step: floa
         "latitude": ("latitude", lat, {"units": "degrees_north"}),
         "longitude": ("longitude", lon, {"units": "degrees_east"}),
     }
-    surface = {name: (("time", "latitude", "longitude"), smooth(shape, low, high, rng), {"units": units})
-               for name, (low, high, units) in CAMS_SURFACE.items()}  # fmt: skip
-    level = {name: (("time", "level", "latitude", "longitude"), smooth(shape, low, high, rng)[:, None], {"units": "kg kg**-1"})
-             for name, (low, high) in CAMS_LEVEL.items()}  # fmt: skip
+    surface = {
+        name: (("time", "latitude", "longitude"), smooth(shape, low, high, rng), {"units": units})
+        for name, (low, high, units) in CAMS_SURFACE.items()
+    }
+    level = {
+        name: (("time", "level", "latitude", "longitude"), smooth(shape, low, high, rng)[:, None], {"units": "kg kg**-1"})
+        for name, (low, high) in CAMS_LEVEL.items()
+    }
     written = []
     for kind, fields, more in (("surface", surface, {}), ("level", level, {"level": [60]})):
         dataset = xr.Dataset(fields, coordinates | more)
         packing = {}
         for name, (_, values, _) in fields.items():
             low, high = float(values.min()), float(values.max())
-            packing[name] = {"dtype": "i2", "_FillValue": -32767, "zlib": True,
-                             "scale_factor": (high - low) / 60_000, "add_offset": (high + low) / 2}  # fmt: skip
+            packing[name] = {
+                "dtype": "i2",
+                "_FillValue": -32767,
+                "zlib": True,
+                "scale_factor": (high - low) / 60_000,
+                "add_offset": (high + low) / 2,
+            }
         dataset.to_netcdf(
             folder / f"{kind}.nc", encoding=packing | {"time": {"units": "hours since 1900-01-01", "dtype": "i4"}}
         )

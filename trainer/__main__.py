@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
 
-from trainer import evaluate, forecast, gate, plan, plots, preflight, status, train, weights
+from data.command_line import Command, run_command
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": train.main,
-    "evaluate": evaluate.main,
-    "compare": evaluate.compare_main,
-    "forecast": forecast.main,
-    "plot": plots.main,
-    "import": weights.import_main,
-    "checkpoint": weights.checkpoint_main,
-    "which-cache": gate.main,
-    "preflight": preflight.main,
-    "plan": plan.main,
-    "status": status.main,
-}
-
-SUMMARY = {
-    "train": "train, or continue a run (usually started by `deepspeed trainer/train.py`)",
-    "evaluate": "score a checkpoint: RMSE, MAE, bias and skill for every pollutant and lead time",
-    "compare": "set evaluations beside each other, if they are of the same data, scan and samples",
-    "forecast": "write the forecast from one analysis as a CF NetCDF file",
-    "plot": "draw loss curves, and truth / forecast / difference maps of a case",
-    "import": "convert foreign weights, completely or not at all",
-    "checkpoint": "list, verify, show or export checkpoints",
-    "which-cache": "name the wind-scan cache that reproduces a checkpoint's recorded loss",
-    "preflight": "check everything that can be known before a job is queued",
-    "plan": "days, GPU-hours, memory, storage and network that a run will need",
-    "status": "how a run is doing, from its files alone",
+COMMANDS = {
+    "train": Command("trainer.commands.train", "train, or continue a run (usually `deepspeed trainer/train.py`)"),
+    "evaluate": Command("trainer.commands.evaluate", "score a checkpoint: errors and skill by pollutant and lead time"),
+    "compare": Command("trainer.commands.compare", "set evaluations of the same data and samples beside each other"),
+    "forecast": Command("trainer.commands.forecast", "write the forecast from one analysis as a CF NetCDF file"),
+    "plot": Command("trainer.commands.plot", "draw loss curves, and truth / forecast / difference maps of a case"),
+    "import": Command("trainer.commands.import_weights", "convert foreign weights, completely or not at all"),
+    "checkpoint": Command("trainer.commands.checkpoint", "list, verify, show or export checkpoints"),
+    "which-cache": Command("trainer.commands.which_cache", "name the wind-scan cache that reproduces a recorded loss"),
+    "preflight": Command("trainer.preflight.command", "check everything that can be known before a job is queued"),
+    "plan": Command("trainer.preflight.plan_command", "days, GPU-hours, memory, storage and network of a run"),
+    "status": Command("trainer.commands.status", "how a run is doing, from its files alone"),
 }
 
 
 def main(argv: list[str]) -> int:
-    listing = "\n".join(f"  {name:11s} {text}" for name, text in SUMMARY.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer", description="Train, score and draw air-quality forecasters.",
-        epilog=f"commands:\n{listing}\n\nexample:\n  python -m trainer evaluate runs/demo\n\n"
-        "`python -m trainer COMMAND --help` has the options and an example of each.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    options = parser.parse_args(argv)
-    return COMMANDS[options.command](options.arguments)
+    return run_command("trainer", "Train, score and draw air-quality forecasters.", COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from data import DataError
-from data.strict import parse_yaml
+from data import Refusal
 from data.variables import GROUP_OF, MODEL_INPUTS, MODEL_TARGETS, require_known
+from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture
 
 
-class ConfigError(Exception):
+class ConfigError(Refusal):
     """The configuration is wrong; the message names the key and the remedy."""
 
 
@@ -38,11 +36,6 @@ def _expanded(path: Path) -> Path:
 
 
 LocalPath = Annotated[Path, AfterValidator(_expanded)]
-# What users of other trainers write.
-SYNONYMS = {
-    "learning_rate": "optimizer.lr", "batch_size": "batch.total", "micro_batch_size": "batch.micro", "max_steps": "steps",
-    "epochs": "steps", "warmup": "schedule.warmup_steps", "grad_clip": "optimizer.clip", "lead_times": "data.lead_hours",
-}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -234,84 +227,23 @@ class Run(Section):
             raise ValueError("wind_scan.mode legacy reads the elevation among the inputs")
         return self
 
-
-def load(path: str | Path, overrides: list[str] | None = None) -> Run:
-    """Read YAML, apply `key=value` overrides (values are YAML, keys dotted) and validate the whole tree.
-
-    Raises:
-        ConfigError: the file is absent or not YAML, or a key or value is wrong.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no configuration at {path}. Examples lie in launch/configs/.")
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}).") from error
-    except DataError as error:
-        raise ConfigError(str(error)) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must be a mapping of keys, see launch/configs/demo.yaml.")
-    return validate(tree, str(path), overrides)
-
-
-def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = None) -> Run:
-    """Apply the overrides to `tree` and build the typed tree; `source` names its origin in messages.
-
-    Raises:
-        ConfigError: listing every wrong key and value, with suggestions.
-    """
-    try:
-        given: dict[str, str] = {}
-        for override in overrides or []:
-            _apply(tree, override, given)
-        return Run.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        raise ConfigError(f"{source} is not a valid run:\n" + "\n".join(f"  {line}" for line in lines)) from error
-    except DataError as error:
-        raise ConfigError(f"{source} is not a valid run:\n  {error}") from error
-
-
-def dump(run: Run) -> str:
-    """The resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
-
-
-def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override '{override}' is not of the form key=value, as in batch.micro=2")
-    for earlier, whole in given.items():
-        if earlier == key or earlier.startswith(key + "."):
-            raise ConfigError(f"override '{override}' would drop '{whole}', given before it: keep one of the two.")
-    given[key] = override
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
-    tree[last] = parse_yaml(text, f"override '{override}'")
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}"
-    known = _dotted_keys(Run)
-    section = where.rpartition(".")[0]
-    here = {key.removeprefix(section + "."): key for key in known if key.rpartition(".")[0] == section}
-    anywhere = {key.rpartition(".")[2]: key for key in known} | SYNONYMS
-    written = str(error["loc"][-1])
-    near = [names[m] for names in (here, anywhere) for m in get_close_matches(written, names, n=1, cutoff=0.7)]
-    return f"{where}: unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(here)}")
-
-
-def _dotted_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                keys += _dotted_keys(candidate, f"{prefix}{name}.")
-    return keys
+    def architecture(self) -> Architecture:
+        """The network that this configuration describes."""
+        own = self.model
+        return Architecture(
+            grid=own.grid,
+            variables=len(self.data.inputs),
+            target_channels=tuple(self.data.inputs.index(name) for name in self.data.targets),
+            patch=own.patch,
+            width=own.width,
+            depth=own.depth,
+            heads=own.heads,
+            mlp_ratio=own.mlp_ratio,
+            drop_path=own.drop_path,
+            dropout=own.dropout,
+            elevation_bias=own.elevation_bias,
+            alpha_init=0.01 if own.alpha_init is None else own.alpha_init,
+            init_std=own.init_std,
+            bias_floor=LEGACY_BIAS_FLOOR if self.wind_scan.mode == "legacy" else None,
+            recompute=own.recompute,
+        )

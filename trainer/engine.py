@@ -13,16 +13,31 @@ from torch import nn
 
 from data import DataError
 from data.strict import parse_json
-from trainer.checkpoint.state import shape_of
+from trainer.checkpoint.zero import shape_of
 from trainer.config import ConfigError, Run, Schedule
 
 DEEPSPEED_KEYS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
-    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "communication_data_type", "prescale_gradients",
-    "gradient_predivide_factor", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "aio",
-    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "zero_optimization",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+    "flops_profiler",
+    "memory_breakdown",
+    "dump_state",
+    "aio",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "seq_parallel_communication_data_type",
     "data_types",
-)  # fmt: skip
+)
 
 NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases")  # beside everything with one dimension
 
@@ -131,8 +146,10 @@ def resolve_deepspeed(path: str | Path, run: Run, world_size: int) -> dict[str, 
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"{path}: zero_optimization.stage={stage!r} is not 0, 1, 2 or 3.")
     if config["zero_optimization"].get("round_robin_gradients"):
-        raise ConfigError(f"{path}: with zero_optimization.round_robin_gradients DeepSpeed 0.19.8 finds the state of another "
-                          "parameter under a parameter's name, so no checkpoint could be right: remove it.")  # fmt: skip
+        raise ConfigError(
+            f"{path}: with zero_optimization.round_robin_gradients DeepSpeed 0.19.8 finds the state of another "
+            "parameter under a parameter's name, so no checkpoint could be right: remove it."
+        )
     bf16 = config.setdefault("bf16", {"enabled": "auto"})
     if not isinstance(bf16, dict):
         raise ConfigError(f'{path}: bf16 must be an object, as {{"enabled": "auto"}}.')

@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 
-from trainer import train
-from trainer.watchdog import Watchdog
+from trainer.process.options import parse
+from trainer.process.rank import run_rank
+from trainer.process.watchdog import Watchdog
+from trainer.train import train
 
 phase, arguments = sys.argv[1], sys.argv[2:]
 enter = Watchdog.enter
@@ -18,4 +20,4 @@ def freeze_there(self: Watchdog, entered: str) -> None:
 
 
 Watchdog.enter = freeze_there  # type: ignore[method-assign]
-sys.exit(train.main(arguments))
+sys.exit(run_rank(parse(arguments), train))

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import runtime
-from trainer.checkpoint import state
-from trainer.config import load
+from trainer.checkpoint import state, zero
+from trainer.config_file import load
 from trainer.engine import build_engine, resolve_deepspeed
+from trainer.process import launch
 
-world = runtime.join(2.0)
+world = launch.join(2.0)
 run = load(Path(sys.argv[1]), ["precision=bf16", "batch={total: 32, micro: 1}", "optimizer={clip: 1.0e+9, lr: 1.0e-4}"])
 
 
@@ -28,7 +28,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 8))
 
 
-for zero, path in json.loads(sys.argv[2]).items():
+for stage, path in json.loads(sys.argv[2]).items():
     model = network()
     named = state.Named({k: v.detach().clone() for k, v in model.state_dict().items()} if world.is_main else {})
     engine = build_engine(model, run, resolve_deepspeed(path, run, world.size))
@@ -46,8 +46,8 @@ for zero, path in json.loads(sys.argv[2]).items():
     worst = 0.0
     for name, parameter in engine.module.named_parameters():
         dist.all_reduce(truth[name])
-        ours = state._read(engine, parameter, "exp_avg").double() / (1 - run.optimizer.betas[0])
+        ours = zero.read_parameter(engine, parameter, "exp_avg").double() / (1 - run.optimizer.betas[0])
         worst = max(worst, float((ours - truth[name]).norm() / truth[name].norm()))
     if world.is_main:
-        print(f"GRADIENT {json.dumps({'zero': zero, 'error': worst})}", flush=True)
-runtime.leave()
+        print(f"GRADIENT {json.dumps({'zero': stage, 'error': worst})}", flush=True)
+launch.leave()

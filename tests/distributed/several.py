@@ -28,29 +28,39 @@ from unittest import mock
 
 import torch.distributed as dist
 
-from data import locks
-from data.stream import SampleIndex, Stream
-from trainer import runtime, start
+from data import Refusal, locks
+from data.samples import SampleIndex
+from data.stream import Stream
 from trainer import train as training
-from trainer.checkpoint import store
-from trainer.command import REFUSALS
-from trainer.config import load
-from trainer.failing import quieten
-from trainer.watchdog import Watchdog
+from trainer.checkpoint import saving, store
+from trainer.config_file import load
+from trainer.process import launch, rank
+from trainer.process.failure import quieten
+from trainer.process.options import parse
+from trainer.process.ranks import find_ranks
+from trainer.process.watchdog import Watchdog
+from trainer.run import description, start
+from trainer.run.telemetry import Telemetry
 
 FAILING: dict[str, tuple[Any, str]] = {
-    "lock": (locks, "hold"), "import": (start, "import_weights"), "manifest": (store, "look"),
-    "configuration": (training, "dump"), "telemetry": (training, "Telemetry"), "begin a save": (store.Saving, "_begin"),
-    "commit": (store, "write"), "retention": (store, "retain"), "link": (store.os, "replace"),
-}  # fmt: skip
+    "lock": (locks, "hold"),
+    "import": (start, "import_weights"),
+    "manifest": (store, "look"),
+    "configuration": (description, "_keep"),
+    "telemetry": (Telemetry, "_open"),
+    "begin a save": (saving.Saving, "_begin"),
+    "commit": (saving, "write"),
+    "retention": (store, "retain"),
+    "link": (saving.os, "replace"),
+}
 opened: list[str] = []
 sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
 
 
 @contextmanager
 def injected(job: dict[str, Any]) -> Iterator[None]:
-    read, shuffled, begin, kernel = Stream._batch, SampleIndex.shuffled, training.start.begin, training.kernel_name
-    resolve = training.engines.resolve_deepspeed
+    read, shuffled, begin, kernel = Stream._batch, SampleIndex.shuffled, start.begin, description.kernel_name
+    resolve = training.resolve_deepspeed
 
     def spiked(self: Stream, plan: Any) -> Any:
         batch = read(self, plan)
@@ -92,12 +102,15 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
 
     with ExitStack() as patches:
         for target, name, replacement in (
-            (Stream, "_batch", spiked), (SampleIndex, "shuffled", shortened), (training.start, "begin", counted),
-            (training, "kernel_name", other_kernel), (runtime, "SEEN_WITHIN_S", 2.0),
-        ):  # fmt: skip
+            (Stream, "_batch", spiked),
+            (SampleIndex, "shuffled", shortened),
+            (start, "begin", counted),
+            (description, "kernel_name", other_kernel),
+            (launch, "SEEN_WITHIN_S", 2.0),
+        ):
             patches.enter_context(mock.patch.object(target, name, replacement))
         if job.get("without_check"):
-            patches.enter_context(mock.patch.object(training.engines, "resolve_deepspeed", unchecked))
+            patches.enter_context(mock.patch.object(training, "resolve_deepspeed", unchecked))
         for name in job.get("fails", []) if dist.get_rank() == 0 else []:
             error = OSError(errno.ENOSPC, f"injected into {name}")
             patches.enter_context(mock.patch.object(*FAILING[name], side_effect=error))
@@ -110,8 +123,8 @@ def bytes_read() -> int:
     return int(found[1])
 
 
-def run_job(job: dict[str, Any], world: runtime.World) -> None:
-    options = training.parse(job["arguments"])
+def run_job(job: dict[str, Any], world: launch.World) -> None:
+    options = parse(job["arguments"])
     run = load(options.config, options.overrides)
     if job.get("run_dir_of_rank"):
         run = run.model_copy(update={"run_dir": run.run_dir / str(world.rank)})
@@ -119,9 +132,9 @@ def run_job(job: dict[str, Any], world: runtime.World) -> None:
     opened.clear()
     try:
         with injected(job), Watchdog(run.run_dir, world.rank, world.size, run.watch) as watchdog:
-            training.train(run, options, world, watchdog)
+            rank.work(run, options, world, watchdog, training.train)
         said = "not refused"
-    except REFUSALS as error:
+    except Refusal as error:
         if not job.get("refused"):
             raise
         said = f"refused: {error}"
@@ -137,8 +150,8 @@ def run_job(job: dict[str, Any], world: runtime.World) -> None:
 
 
 if __name__ == "__main__":
-    quieten(runtime.find_ranks(os.environ)[0])
-    joined = runtime.join(2.0)
+    quieten(find_ranks(os.environ)[0])
+    joined = launch.join(2.0)
     for one in json.loads(sys.argv[1]):
         run_job(one, joined)
-    runtime.leave()
+    launch.leave()

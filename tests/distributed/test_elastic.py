@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.launching import losses, tiny_config, train, train_several
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan: ScanCache) -> Path:
     """A global batch of 12 in micro-batches of 1, dropout on."""
-    return tiny_config(tmp_path_factory.mktemp("elastic"), tiny_path, batch={"total": 12, "micro": 1},
-                       checkpoint={"every": 4, "keep_last": 9})  # fmt: skip
+    return tiny_config(
+        tmp_path_factory.mktemp("elastic"), tiny_path, batch={"total": 12, "micro": 1}, checkpoint={"every": 4, "keep_last": 9}
+    )
 
 
 def finish(done) -> str:

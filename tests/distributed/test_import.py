@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.launching import manifest, module, tiny_config, train, train_several
-from trainer.config import load
-from trainer.inputs import architecture
+from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
 
 
@@ -25,7 +24,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
 def test_import_trains_from_the_file_and_the_gate_knows_its_loss(config: Path) -> None:
     torch.manual_seed(99)
     run = load(config)
-    old = TopoFlow(architecture(run))
+    old = TopoFlow(run.architecture())
     with torch.no_grad():  # far from a new network, so that its loss tells them apart
         for parameter in old.head.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -68,8 +67,18 @@ def gate(config: Path, recorded: tuple[Path, float], *changes: str) -> str:
     checkpoint, val_loss = recorded
     folder = config.parent / f"gate{abs(hash(changes))}"
     given = [] if "init_from=null" in changes else [f"init_from.path={checkpoint}"]
-    done = module("trainer", "train", "--config", str(config), f"run_dir={folder}", "steps=1", "schedule.warmup_steps=0",
-                  *given, f"expect={{val_loss: {val_loss}, tolerance: 1.0e-5}}", *changes)  # fmt: skip
+    done = module(
+        "trainer",
+        "train",
+        "--config",
+        str(config),
+        f"run_dir={folder}",
+        "steps=1",
+        "schedule.warmup_steps=0",
+        *given,
+        f"expect={{val_loss: {val_loss}, tolerance: 1.0e-5}}",
+        *changes,
+    )
     if done.returncode == 0:
         return ""
     assert "Traceback" not in done.stderr
@@ -144,11 +153,16 @@ def test_the_file_is_read_once_for_the_whole_job(config: Path, tmp_path: Path) -
     wide = load(config, ["model.width=128"])
     torch.manual_seed(0)
     file = tmp_path / "weights.safetensors"
-    save_file(TopoFlow(architecture(wide)).state_dict(), file)
+    save_file(TopoFlow(wide.architecture()).state_dict(), file)
     size = file.stat().st_size
     for ranks in (1, 2, 4):
-        overrides = [f"run_dir={tmp_path}/{ranks}", "model.width=128", "steps=1", "schedule.warmup_steps=0",
-                     f"init_from.path={file}"]  # fmt: skip
+        overrides = [
+            f"run_dir={tmp_path}/{ranks}",
+            "model.width=128",
+            "steps=1",
+            "schedule.warmup_steps=0",
+            f"init_from.path={file}",
+        ]
         done = train_several(config, [{"overrides": overrides, "count_reads": str(file)}], ranks=ranks)
         read = {int(r): int(n) for r, n in re.findall(r"rank (\d+) read (\d+) bytes", done.stdout)}
         assert len(read) == ranks
@@ -161,19 +175,27 @@ def test_the_file_is_read_once_for_the_whole_job(config: Path, tmp_path: Path) -
 
 def test_bf16_imports_keep_the_full_precision_of_the_file(config: Path) -> None:
     torch.manual_seed(98)
-    state = TopoFlow(architecture(load(config))).state_dict()
+    state = TopoFlow(load(config).architecture()).state_dict()
     torch.save(state, config.parent / "full.pt")
     run = config.parent / "bf16"
     # A rate of nearly zero: the masters that are saved are the ones that were imported.
-    done = train(config, f"run_dir={run}", f"init_from.path={config.parent}/full.pt", "precision=bf16", "steps=1",
-                 "schedule.warmup_steps=0", "optimizer.lr=1e-30", "optimizer.alpha_lr=1e-30")  # fmt: skip
+    done = train(
+        config,
+        f"run_dir={run}",
+        f"init_from.path={config.parent}/full.pt",
+        "precision=bf16",
+        "steps=1",
+        "schedule.warmup_steps=0",
+        "optimizer.lr=1e-30",
+        "optimizer.alpha_lr=1e-30",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     saved = load_file(run / "checkpoints/latest/weights.safetensors")
     assert all(torch.allclose(saved[name], value, rtol=0.0, atol=1e-20) for name, value in state.items())
 
 
 def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> None:
-    state = {k: v for k, v in TopoFlow(architecture(load(config))).state_dict().items() if k != "norm.weight"}
+    state = {k: v for k, v in TopoFlow(load(config).architecture()).state_dict().items() if k != "norm.weight"}
     torch.save(state, config.parent / "incomplete.pt")
     done = train(
         config, f"run_dir={config.parent}/never", f"init_from.path={config.parent}/incomplete.pt", launcher="deepspeed"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.store import open_store
-from data.wind_scan import ScanCache
+from data.store.opening import open_store
+from data.wind_scan.cache import ScanCache
 from tests.launching import ROOT, arguments, environment, free_port, losses, manifest, tiny_config, train, train_several
 
 
@@ -73,8 +73,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_spikes_are_rolled_back_as_if_their_samples_had_never_been(config: Path) -> None:
     """Two spoilt steps between the same two checkpoints; the truth is a run whose stream never held their samples."""
-    still = [*LENGTH, "model.dropout=0.0", "model.drop_path=0.0", "checkpoint.every=5", "steps=20",
-             "schedule.warmup_steps=0"]  # fmt: skip
+    still = [*LENGTH, "model.dropout=0.0", "model.drop_path=0.0", "checkpoint.every=5", "steps=20", "schedule.warmup_steps=0"]
     policy = "spikes={policy: roll_back, factor: 4.0}"
     bad = [[88, 96], [104, 112]]
     jobs = []
@@ -110,8 +109,10 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
 ) -> None:
     """SIGUSR1 to one rank; a file STOP; SIGTERM to deepspeed's launcher of a host, which kills the ranks 30 s later."""
     run = config.parent / f"stopped-{wish}"
-    start = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
-             "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]}  # fmt: skip
+    start = {
+        "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
+        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())],
+    }
     command = [
         *start[launcher],
         "trainer/train.py",

@@ -14,12 +14,12 @@ import zarr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data import __main__ as data_commands
-from data.store import open_store
+from data.store.opening import open_store
 from data.variables import CHANNEL_OF
 from tests.launching import losses, module, tiny_config, train
 from trainer import __main__ as trainer_commands
-from trainer.config import load
-from trainer.plan import checkpoint_bytes, parameters_of
+from trainer.config_file import load
+from trainer.preflight.plan import checkpoint_bytes, parameters_of
 
 
 def succeed(*arguments: str) -> str:
@@ -36,10 +36,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeed("data", "synthesize", str(store), "--days", "16", "--grid", "16", "32", "--shard-hours", "48", "--seed", "2")
     assert "0 without wind" in succeed("data", "wind-scan", str(store), "--regions", "4", "4")
     config = tiny_config(
-        folder, store, steps=40, validation={"every": 20, "samples": 8}, optimizer={"lr": 4e-3},
+        folder,
+        store,
+        steps=40,
+        validation={"every": 20, "samples": 8},
+        optimizer={"lr": 4e-3},
         schedule={"warmup_steps": 5, "decay_steps": 40},
         model={"grid": [16, 32], "width": 32, "depth": 2, "heads": 4, "dropout": 0.0, "init_std": 0.1},
-    )  # fmt: skip
+    )
     done = train(config, launcher="deepspeed")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 40/40  loss" in done.stderr

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.launching import ROOT, environment, manifest, tiny_config, train
 
 KILLS = 30
@@ -34,9 +34,17 @@ def kill(pids: list[int]) -> None:
 def test_thirty_kills_change_nothing(tmp_path: Path, tiny_path: Path, tiny_scan: ScanCache) -> None:
     rng = random.Random(0)
     schedule = {"warmup_steps": 3, "decay_steps": STEPS}
-    config = tiny_config(tmp_path, tiny_path, steps=STEPS, checkpoint={"every": 5, "keep_last": 2}, schedule=schedule,
-                         telemetry={"every": 10}, validation={"every": 1000, "samples": 4}, max_bad_steps=1000,
-                         spikes={"policy": "roll_back", "factor": 1.12, "most_roll_backs": 1000})  # fmt: skip
+    config = tiny_config(
+        tmp_path,
+        tiny_path,
+        steps=STEPS,
+        checkpoint={"every": 5, "keep_last": 2},
+        schedule=schedule,
+        telemetry={"every": 10},
+        validation={"every": 1000, "samples": 4},
+        max_bad_steps=1000,
+        spikes={"policy": "roll_back", "factor": 1.12, "most_roll_backs": 1000},
+    )
     truth, run = tmp_path / "truth", tmp_path / "killed"
     done = train(config, f"run_dir={truth}")
     assert done.returncode == 0, done.stderr[-3000:]

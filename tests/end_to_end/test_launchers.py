@@ -170,9 +170,12 @@ def test_two_hosts_over_ssh_end_in_the_same_weights_and_survive_a_broken_link(
     broken = config.parent / "broken-link"
     endless = arguments(config, f"run_dir={broken}", *STEPS[1:], "steps=100000", "watch.step=10", zero="1")[1:]
     process = subprocess.Popen(
-        on("nodea", *command, *endless, PATH=environment()["PATH"], **NETWORK), cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        on("nodea", *command, *endless, PATH=environment()["PATH"], **NETWORK),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     wait_for(broken / "metrics.jsonl", '"checkpoint"', 1)
     run(["ip", "-n", "nodea", "link", "set", "eth0", "down"])
     broke = time.monotonic()

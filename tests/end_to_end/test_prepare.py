@@ -19,9 +19,14 @@ import xarray as xr
 import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 import zarr
 
-from data import DataError, locks, prepare, regrid, sources, store, variables, wind_scan
-from data.regrid import Grid
-from data.store import open_store
+from data import DataError, locks, variables
+from data.prepare import regrid, stages, static
+from data.prepare.grid import Grid
+from data.prepare.plan import Plan, Scan
+from data.prepare.sources import spellings
+from data.store import layout
+from data.store.opening import open_store
+from data.wind_scan import cache
 from tests.launching import BIN, ROOT, environment, run
 from tests.reanalysis import lambert, write_cams, write_caqra, write_static
 
@@ -43,9 +48,27 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(raw: Path, out: Path, *files: Path, source: str = "caqra", train: str = "2014-12-31 2015-01-02") -> list[str]:
     static = raw / "static.nc"
-    return [source, str(out), *(str(f) for f in files), "--lat", *map(str, LAT), "--lon", *map(str, LON), "--grid",
-            *map(str, GRID), "--elevation", f"{static}:z", "--population", f"{static}:people", "--land-mask", f"{static}:land",
-            "--train", *train.split(), "--shard-hours", "24"]  # fmt: skip
+    return [
+        source,
+        str(out),
+        *(str(f) for f in files),
+        "--lat",
+        *map(str, LAT),
+        "--lon",
+        *map(str, LON),
+        "--grid",
+        *map(str, GRID),
+        "--elevation",
+        f"{static}:z",
+        "--population",
+        f"{static}:people",
+        "--land-mask",
+        f"{static}:land",
+        "--train",
+        *train.split(),
+        "--shard-hours",
+        "24",
+    ]
 
 
 def both_files(raw: Path, out: Path, scan: Path) -> list[str]:
@@ -56,14 +79,22 @@ def command(*given: str) -> subprocess.CompletedProcess[str]:
     return run([sys.executable, "-m", "data", "prepare", *given])
 
 
-def plan(raw: Path, *files: Path, **changes: object) -> prepare.Plan:
+def plan(raw: Path, *files: Path, **changes: object) -> Plan:
     static = raw / "static.nc"
     fields: dict[str, object] = {
-        "source": "caqra", "fields": sources.SOURCES["caqra"], "files": list(files), "lat": LAT, "lon": LON, "grid": GRID,
-        "splits": {"train": ("2014-12-31", "2015-01-02")}, "elevation": f"{static}:z", "population": f"{static}:people",
-        "land_mask": f"{static}:land", "shard_hours": 24,
-    }  # fmt: skip
-    return prepare.Plan(**(fields | changes))  # type: ignore[arg-type]
+        "source": "caqra",
+        "fields": spellings.SOURCES["caqra"],
+        "files": list(files),
+        "lat": LAT,
+        "lon": LON,
+        "grid": GRID,
+        "splits": {"train": ("2014-12-31", "2015-01-02")},
+        "elevation": f"{static}:z",
+        "population": f"{static}:people",
+        "land_mask": f"{static}:land",
+        "shard_hours": 24,
+    }
+    return Plan(**(fields | changes))  # type: ignore[arg-type]
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -128,8 +159,8 @@ def test_static_fields_know_sea_floor_and_empty_sea(caqra: Path) -> None:
 
 def test_sectors_of_the_same_pass_are_those_of_a_pass_of_their_own(caqra: Path, tmp_path: Path) -> None:
     opened = open_store(caqra)
-    together = wind_scan.open_cache(caqra.with_suffix(".wind_scan"), opened, patch=2)
-    apart = wind_scan.build(opened, tmp_path / "apart", patch=2, regions=(4, 4), sectors=16)
+    together = cache.open_cache(caqra.with_suffix(".wind_scan"), opened, patch=2)
+    apart = cache.build(opened, tmp_path / "apart", patch=2, regions=(4, 4), sectors=16)
     everything = np.arange(apart.hours)
     np.testing.assert_array_equal(together.sectors(everything), apart.sectors(everything))
 
@@ -145,8 +176,12 @@ def test_cams_values_agree_with_an_independent_computation(raw: Path, tmp_path: 
     density = surface["sp"].astype("f8") / (287.05 * surface["t2m"])
     dew, air = (surface[name].astype("f8") - 273.15 for name in ("d2m", "t2m"))
     saturation = {key: 6.1094 * np.exp(17.625 * c / (c + 243.04)) for key, c in (("dew", dew), ("air", air))}
-    truth = {"o3": 1e9 * density * level["go3"].squeeze("level"), "rh": 100 * saturation["dew"] / saturation["air"],
-             "pm25": 1e9 * surface["pm2p5"].astype("f8"), "temp": surface["t2m"].astype("f8")}  # fmt: skip
+    truth = {
+        "o3": 1e9 * density * level["go3"].squeeze("level"),
+        "rh": 100 * saturation["dew"] / saturation["air"],
+        "pm25": 1e9 * surface["pm2p5"].astype("f8"),
+        "temp": surface["t2m"].astype("f8"),
+    }
     opened = xr.open_zarr(out)
     for name, field in truth.items():
         expected = field.interp(latitude=target.lat, longitude=target.lon, method="linear").to_numpy()
@@ -178,13 +213,13 @@ def test_killed_five_times_and_started_again_it_gives_the_same_bytes(raw: Path, 
     rng = np.random.default_rng(0)
     for _ in range(5):
         process = subprocess.Popen(start, cwd=ROOT, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-        while not store.partial_path(path).exists() and process.poll() is None:
+        while not layout.partial_path(path).exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 2.5))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if store.partial_path(path).exists():
+        if layout.partial_path(path).exists():
             with pytest.raises(DataError, match="unfinished"):
                 open_store(path)
     last = run(start)
@@ -195,29 +230,29 @@ def test_killed_five_times_and_started_again_it_gives_the_same_bytes(raw: Path, 
 def test_what_is_done_is_verified_and_only_the_rest_is_written(raw: Path, caqra: Path, tmp_path: Path) -> None:
     """Stages and parts as an array job runs them; a shard that rots in between is written again."""
     path = tmp_path / "china.zarr"
-    wish = prepare.Scan(caqra.with_suffix(".wind_scan"), 2, (4, 4))
+    wish = Scan(caqra.with_suffix(".wind_scan"), 2, (4, 4))
     ours = plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish)
     with pytest.raises(DataError, match="nothing was begun"):
-        prepare.remaining(path)
-    assert prepare.begin(path, ours)
-    prepare.load(path, prepare.remaining(path, 1, 2), workers=1)
-    assert prepare.remaining(path) == [0, 2, 4]
+        stages.remaining(path)
+    assert stages.begin(path, ours)
+    stages.load(path, stages.remaining(path, 1, 2), workers=1)
+    assert stages.remaining(path) == [0, 2, 4]
     with pytest.raises(DataError, match="3 of 5 shards are not written"):
-        prepare.finish(path)
-    rotten = store.partial_path(path) / "chemistry/c/1/0/0/0"
+        stages.finish(path)
+    rotten = layout.partial_path(path) / "chemistry/c/1/0/0/0"
     rotten.write_bytes(rotten.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match="begun with other shard_hours"):
-        prepare.begin(path, plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish, shard_hours=48))
-    assert prepare.begin(path, ours)
-    assert prepare.remaining(path) == [0, 1, 2, 4]
-    prepare.load(path, prepare.remaining(path), workers=1)
-    prepare.finish(path)
+        stages.begin(path, plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish, shard_hours=48))
+    assert stages.begin(path, ours)
+    assert stages.remaining(path) == [0, 1, 2, 4]
+    stages.load(path, stages.remaining(path), workers=1)
+    stages.finish(path)
     assert {name: body for name, body in content(path).items() if name != "zarr.json"} == {
         name: body for name, body in content(caqra).items() if name != "zarr.json"
     }
-    assert not prepare.begin(path, ours)
+    assert not stages.begin(path, ours)
     with pytest.raises(DataError, match="from another plan"):
-        prepare.begin(path, plan(raw, raw / "jan.nc"))
+        stages.begin(path, plan(raw, raw / "jan.nc"))
 
 
 def test_a_generic_source_is_mapped_by_a_file(raw: Path, tmp_path: Path) -> None:
@@ -226,12 +261,12 @@ def test_a_generic_source_is_mapped_by_a_file(raw: Path, tmp_path: Path) -> None
     lines = [f"{name}: {{name: {spelt}}}" for name, spelt in {"u": "U", "v": "V", "temp": "T", "rh": "R", "psfc": "P"}.items()]
     lines += ["pm25: {name: fine, units: mg/m3}", *(f"{name}: {{name: {name}}}" for name in ("pm10", "so2", "no2", "co", "o3"))]
     (tmp_path / "map.yaml").write_text("\n".join(lines))
-    ours = plan(raw, tmp_path / "a.nc", source="generic", fields=sources.read_map(tmp_path / "map.yaml"))
-    prepare.prepare(tmp_path / "g.zarr", ours, workers=1)
+    ours = plan(raw, tmp_path / "a.nc", source="generic", fields=spellings.read_map(tmp_path / "map.yaml"))
+    stages.prepare(tmp_path / "g.zarr", ours, workers=1)
     assert 5.0 < open_store(tmp_path / "g.zarr").statistics["pm25"]["mean"] < 150.0
     (tmp_path / "map.yaml").write_text("\n".join(lines[1:]))
     with pytest.raises(DataError, match="nothing is given for u"):
-        sources.read_map(tmp_path / "map.yaml")
+        spellings.read_map(tmp_path / "map.yaml")
 
 
 def copied(raw: Path, folder: Path) -> Path:
@@ -313,14 +348,14 @@ def test_bad_files_are_refused_by_name_and_leave_nothing_that_opens(
     file = copied(raw, tmp_path)
     spoil(file)
     with pytest.raises(DataError, match=message):
-        prepare.prepare(tmp_path / "s.zarr", plan(raw, file), workers=1)
+        stages.prepare(tmp_path / "s.zarr", plan(raw, file), workers=1)
     with pytest.raises(DataError):
         open_store(tmp_path / "s.zarr")
 
 
 def test_an_hour_in_two_files_is_refused(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at 2014-12-31T00 is in .*jan.nc and in .*jan.nc"):
-        prepare.prepare(tmp_path / "s.zarr", plan(raw, raw / "jan.nc", copied(raw, tmp_path)), workers=1)
+        stages.prepare(tmp_path / "s.zarr", plan(raw, raw / "jan.nc", copied(raw, tmp_path)), workers=1)
 
 
 def test_other_calendars_keep_the_name_of_their_days(raw: Path, tmp_path: Path) -> None:
@@ -328,7 +363,7 @@ def test_other_calendars_keep_the_name_of_their_days(raw: Path, tmp_path: Path) 
     with netCDF4.Dataset(file, "a") as dataset:
         dataset["time"].calendar = "noleap"
         dataset["time"].units = "hours since 2015-02-27 00:00:00"
-    prepare.prepare(tmp_path / "s.zarr", plan(raw, file, splits={"train": ("2015-02-27", "2015-03-01")}), workers=1)
+    stages.prepare(tmp_path / "s.zarr", plan(raw, file, splits={"train": ("2015-02-27", "2015-03-01")}), workers=1)
     assert open_store(tmp_path / "s.zarr").times[-1] == np.datetime64("2015-03-01T23")
 
 
@@ -349,7 +384,7 @@ def test_a_target_without_room_is_refused_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"will take up to 0.0 GB, .* has 0.0 GB free"):
-        prepare.prepare(tmp_path / "s.zarr", plan(raw, raw / "jan.nc"), workers=1)
+        stages.prepare(tmp_path / "s.zarr", plan(raw, raw / "jan.nc"), workers=1)
 
 
 def test_domains_come_as_arrays_polygons_and_fields(raw: Path, tmp_path: Path) -> None:
@@ -357,37 +392,37 @@ def test_domains_come_as_arrays_polygons_and_fields(raw: Path, tmp_path: Path) -
     mask = np.zeros(GRID)
     mask[3:7, 4:9] = 1
     np.save(tmp_path / "d.npy", mask)
-    np.testing.assert_array_equal(prepare._domain(str(tmp_path / "d.npy"), target), mask > 0)
+    np.testing.assert_array_equal(static._domain(str(tmp_path / "d.npy"), target), mask > 0)
     (tmp_path / "d.geojson").write_text('{"type": "Polygon", "coordinates": [[[95,30],[100,30],[100,35],[95,35],[95,30]]]}')
     inside = (abs(target.lat[:, None] - 32.5) < 2.5) & (abs(target.lon - 97.5) < 2.5)
-    np.testing.assert_array_equal(prepare._domain(str(tmp_path / "d.geojson"), target), inside)
-    land = prepare._domain(f"{raw / 'static.nc'}:land", target)
+    np.testing.assert_array_equal(static._domain(str(tmp_path / "d.geojson"), target), inside)
+    land = static._domain(f"{raw / 'static.nc'}:land", target)
     np.testing.assert_array_equal(land, np.repeat(target.lon[None] < 118, GRID[0], 0))
 
 
 def test_a_run_killed_before_its_wind_scan_writes_it_when_started_again(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = prepare.Scan(tmp_path / "s.wind_scan", 2, (4, 4))
+    scan = Scan(tmp_path / "s.wind_scan", 2, (4, 4))
     ours = plan(raw, raw / "jan.nc", scan=scan)
     with monkeypatch.context() as killed:
-        killed.setattr(prepare, "_build_scan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(stages, "_build_scan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare(tmp_path / "s.zarr", ours, workers=1)
-    prepare.prepare(tmp_path / "s.zarr", ours, workers=1)
-    wind_scan.open_cache(scan.out, open_store(tmp_path / "s.zarr"), patch=2)
+            stages.prepare(tmp_path / "s.zarr", ours, workers=1)
+    stages.prepare(tmp_path / "s.zarr", ours, workers=1)
+    cache.open_cache(scan.out, open_store(tmp_path / "s.zarr"), patch=2)
 
 
 def test_a_shard_has_one_writer_and_tasks_without_mpi_are_refused(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, ours = tmp_path / "s.zarr", plan(raw, raw / "jan.nc")
-    prepare.begin(path, ours)
+    stages.begin(path, ours)
     with (
-        locks.hold(store.parts_path(path) / "lock-1"),
+        locks.hold(layout.parts_path(path) / "lock-1"),
         pytest.raises(DataError, match=f"shard 1 of .* is being written by process {os.getpid()}"),
     ):
-        prepare.load(path, [1], workers=1)
+        stages.load(path, [1], workers=1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "64")
     with pytest.raises(DataError, match="srun started several tasks without MPI"):
-        prepare.prepare(path, ours, workers=1)
+        stages.prepare(path, ours, workers=1)

@@ -5,6 +5,7 @@ Arguments: the configuration, a store, an empty folder. One process, because sta
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -18,12 +19,13 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from data.store import open_store
-from trainer import plan, preflight, runtime
-from trainer.config import load
-from trainer.failing import quieten
-from trainer.inputs import architecture
+from data.store.opening import open_store
+from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
+from trainer.preflight import command, job, network, plan, report
+from trainer.preflight.examine import examine
+from trainer.process import launch
+from trainer.process.failure import quieten
 
 CONFIG, STORE, FOLDER = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 ROOT = Path(__file__).parents[2]
@@ -78,13 +80,13 @@ def edited_statistics() -> Iterator[Options]:
 def statistics_of_other_data() -> Iterator[Options]:
     honest = open_store(STORE)
     honest.statistics["pm25"]["std"] *= 50.0
-    with mock.patch("trainer.inputs.open_store", return_value=honest):
+    with mock.patch("data.store.opening.open_store", return_value=honest):
         yield []
 
 
 @contextmanager
 def incomplete_weights() -> Iterator[Options]:
-    state = TopoFlow(architecture(load(CONFIG))).state_dict()
+    state = TopoFlow(load(CONFIG).architecture()).state_dict()
     save_file({name: t for name, t in state.items() if "head" not in name}, FOLDER / "incomplete.safetensors")
     yield [f"init_from={{path: {FOLDER}/incomplete.safetensors}}"]
 
@@ -114,33 +116,33 @@ def scan_that_is_not_read() -> Iterator[Options]:
 
 @contextmanager
 def loss_that_is_not_finite() -> Iterator[Options]:
-    with mock.patch.object(preflight, "weighted_mse", lambda f, t, w: f.mean((0, 2, 3)) * torch.nan):
+    with mock.patch.object(network, "weighted_mse", lambda f, t, w: f.mean((0, 2, 3)) * torch.nan):
         yield []
 
 
 @contextmanager
 def skewed_clock() -> Iterator[Options]:
-    with mock.patch.object(preflight.time, "time", return_value=time.time() + 90.0):
+    with mock.patch.object(job.time, "time", return_value=time.time() + 90.0):
         yield []
 
 
 @contextmanager
 def file_system_that_alters() -> Iterator[Options]:
-    read = preflight.store.load
+    read = network.state.load
 
     def altered(path: Path) -> object:
         named = read(path)
         next(iter(named.weights.values())).add_(1e-3)
         return named
 
-    with mock.patch.object(preflight.store, "load", altered):
+    with mock.patch.object(network.state, "load", altered):
         yield []
 
 
 @contextmanager
 def small_disk() -> Iterator[Options]:
     full = shutil._ntuple_diskusage(10**9, 10**9, 10**5)  # type: ignore[attr-defined]
-    with mock.patch.object(preflight.shutil, "disk_usage", return_value=full):
+    with mock.patch.object(job.shutil, "disk_usage", return_value=full):
         yield []
 
 
@@ -185,13 +187,20 @@ CASES: dict[str, Callable[[], object]] = {
     "unwritable run_dir": unwritable_run_dir,
 }
 
+
+def parsed(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_intermixed_args(given)
+
+
 quieten(0)
-world = runtime.join(2.0)
+world = launch.join(2.0)
 said = {}
 for name, case in CASES.items():
     with case() as options:  # type: ignore[attr-defined]
         own = [] if any(option.startswith("run_dir=") for option in options) else [f"run_dir={FOLDER}/run"]
-        given = preflight.parse(["--config", str(CONFIG), *own, *options])
-        said[name] = [[r.check, r.state, r.found, r.remedy] for r in preflight.examine(preflight.Subject(given, world))]
-runtime.leave()
+        given = parsed(["--config", str(CONFIG), *own, *options])
+        said[name] = [[r.check, r.state, r.found, r.remedy] for r in examine(report.Subject(given, world))]
+launch.leave()
 print(json.dumps(said))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.launching import BIN, arguments, losses, manifest, module, run, tiny_config, train
-from trainer.checkpoint import resume, store
+from trainer.checkpoint import same_run, store
 from trainer.checkpoint.manifest import CheckpointError, FileRecord, Manifest, Memory, Progress, write
 
 
@@ -97,9 +97,16 @@ FINGERPRINTS = {"data": "a", "wind_scan_orders": "b"}
 
 def present(**changes: object) -> Memory:
     memory = Memory(
-        progress=Progress(), config=CONFIG, deepspeed={"zero_optimization": {"stage": 1}}, fingerprints=FINGERPRINTS,
-        statistics={}, parameters={"w": {"group": "decay", "shape": [2]}}, world_size=1, zero_stage=1, version="0",
-    )  # fmt: skip
+        progress=Progress(),
+        config=CONFIG,
+        deepspeed={"zero_optimization": {"stage": 1}},
+        fingerprints=FINGERPRINTS,
+        statistics={},
+        parameters={"w": {"group": "decay", "shape": [2]}},
+        world_size=1,
+        zero_stage=1,
+        version="0",
+    )
     return memory.model_copy(update=changes)
 
 
@@ -107,7 +114,7 @@ def test_f26_other_parameters_or_groups_are_refused() -> None:
     """Optimizer state was matched by position in two different orders: 91 of 91 moments sat on the wrong tensors."""
     for name, group in (("v", "decay"), ("w", "no_decay")):
         with pytest.raises(CheckpointError, match=r"parameters\.w\.group: decay then"):
-            resume.compare(Path("c"), present(), present(parameters={name: {"group": group, "shape": [2]}}), [])
+            same_run.compare(Path("c"), present(), present(parameters={name: {"group": group, "shape": [2]}}), [])
 
 
 @pytest.mark.parametrize("name", ["data", "wind_scan_orders"])
@@ -115,18 +122,18 @@ def test_f09_f10_other_data_statistics_or_orders_are_refused(name: str) -> None:
     """Statistics came from whichever frame was read first, caches were compared by the hash of a pickle."""
     other = present(fingerprints=FINGERPRINTS | {name: "other"})
     with pytest.raises(CheckpointError, match=f"{name}: . then, other now"):
-        resume.compare(Path("c"), present(), other, [])
+        same_run.compare(Path("c"), present(), other, [])
 
 
 def test_f27_changes_are_refused_unless_allowed_and_then_recorded() -> None:
     """Rates differed silently from the run being resumed."""
     other = present(config=CONFIG | {"optimizer": {"lr": 2.0, "clip": 1.0}, "steps": 9})
     with pytest.raises(CheckpointError, match=r"optimizer.lr: 1.0 then, 2.0 now"):
-        resume.compare(Path("c"), present(), other, [])
-    assert resume.compare(Path("c"), present(), other, ["optimizer.lr"]) == [
+        same_run.compare(Path("c"), present(), other, [])
+    assert same_run.compare(Path("c"), present(), other, ["optimizer.lr"]) == [
         {"name": "optimizer.lr", "before": 1.0, "after": 2.0}
     ]
-    assert resume.compare(Path("c"), present(), present(), []) == []
+    assert same_run.compare(Path("c"), present(), present(), []) == []
 
 
 def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path) -> None:
@@ -174,9 +181,18 @@ def test_a_full_disk_during_a_save_is_named_and_the_checkpoint_before_still_work
     done = train(config, f"run_dir={folder}", "steps=4")
     assert done.returncode == 0, done.stderr[-3000:]
     largest = max(f.stat().st_size for f in (folder / "checkpoints").rglob("*.safetensors"))
-    command = ["bash", "-c", f'ulimit -f {largest // 2048}; exec "$@"', "-", str(BIN / "torchrun"), "--standalone",
-               "--nproc_per_node", "2", "trainer/train.py",
-               *arguments(config, f"run_dir={folder}", "steps=8", zero="1")]  # fmt: skip
+    command = [
+        "bash",
+        "-c",
+        f'ulimit -f {largest // 2048}; exec "$@"',
+        "-",
+        str(BIN / "torchrun"),
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "trainer/train.py",
+        *arguments(config, f"run_dir={folder}", "steps=8", zero="1"),
+    ]
     done = run(command)
     assert done.returncode != 0
     assert "step-00000008 could not be written (rank 0: " in done.stderr

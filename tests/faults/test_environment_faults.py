@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data import locks
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.distributed.several import FAILING
 from tests.faults.test_checkpoint_faults import make
 from tests.faults.test_silent_faults import told
@@ -44,15 +44,19 @@ from tests.launching import (
 )
 from tests.launching import train as start_training
 from tests.unit.test_model import SMALL, randomised
-from trainer import start, telemetry
-from trainer.checkpoint import state, store
+from trainer.__main__ import main as trainer_main
+from trainer.checkpoint import saving, state, store, zero
 from trainer.checkpoint.foreign import read_file
-from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError, Progress
 from trainer.checkpoint.pretrained import read_tensors, recorded_beside
-from trainer.config import ConfigError, load
+from trainer.commands import status
+from trainer.config import ConfigError
+from trainer.config_file import load
+from trainer.foreign_weights import import_weights
 from trainer.model.topoflow import TopoFlow
-from trainer.runtime import find_ranks
-from trainer.trained import import_weights
+from trainer.process.launch import find_ranks
+from trainer.run import start, telemetry
+from trainer.run.course import Course
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +160,9 @@ def test_f55_who_was_taken_for_dead_and_comes_back_ends_at_once(tmp_path: Path) 
     """A node that stood still for minutes must not write on into what is another's by now."""
     lock = tmp_path / "lock"
     script = HOLDER.replace("locks.hold", "locks.BEAT_S = 0.2\nlocks.hold")
-    robbed = subprocess.Popen([sys.executable, "-c", script, str(lock)], cwd=ROOT, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True)  # fmt: skip
+    robbed = subprocess.Popen(
+        [sys.executable, "-c", script, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert robbed.stdout
     robbed.stdout.readline()
     lock.unlink()
@@ -180,15 +185,22 @@ def test_f56_a_link_for_people_that_cannot_be_made_costs_a_warning(
         monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "not supported")))
     caplog.set_level("INFO")
     for _ in range(3):
-        store._link_latest(checkpoint)
+        saving._link_latest(checkpoint)
     assert caplog.text.count("does not show the newest checkpoint") == 1
     assert not list(checkpoint.parent.glob("latest.partial"))
 
 
 MANIFESTS = {
-    "not UTF-8": b"\xff\xfe\x00junk", "empty": b"", "object": b"{}", "list": b"[]", "number": b"3", "null": b"null",
-    "cut": None, "no files": b'{"step": 6, "files": {}}', "deep": b"[" * 100_000,
-}  # fmt: skip
+    "not UTF-8": b"\xff\xfe\x00junk",
+    "empty": b"",
+    "object": b"{}",
+    "list": b"[]",
+    "number": b"3",
+    "null": b"null",
+    "cut": None,
+    "no files": b'{"step": 6, "files": {}}',
+    "deep": b"[" * 100_000,
+}
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
@@ -224,7 +236,7 @@ def test_f57_every_part_of_a_manifest_is_validated(key: str, wrong: Any, tmp_pat
 def test_f57_a_file_that_cannot_be_read_and_one_outside_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed disk answers with EIO; a manifest must not name files outside its directory."""
     folder = make(tmp_path, 2, None)
-    monkeypatch.setattr(store, "_sha256", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(store, "sha256_of", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
     assert store.verify(folder) == ["data.bin cannot be read (Input/output error)"]
     tree = manifest(folder)
     tree["files"] = {"../../secret": tree["files"]["data.bin"]}
@@ -258,12 +270,21 @@ class Noisy:
 
 
 HYPER_PARAMETERS: dict[str, Any] = {
-    "plain": {"lr": 5e-4}, "namespace": argparse.Namespace(lr=5e-4, path=pathlib.Path("/x")),
-    "numpy": {"lr": np.float64(5e-4), "lat": np.linspace(0, 1, 4), "dtype": np.dtype("f4")}, "path": pathlib.Path("/x/y"),
-    "defaultdict": collections.defaultdict(list, a=[1]), "counter": collections.Counter("aab"),
-    "class": torch.optim.AdamW, "function": np.mean, "omegaconf": DictConfig(lr=1), "own class": Noisy(),
-    "set": {1, 2}, "bytes": b"abc", "range": range(3), "simple namespace": SimpleNamespace(a=1),
-}  # fmt: skip
+    "plain": {"lr": 5e-4},
+    "namespace": argparse.Namespace(lr=5e-4, path=pathlib.Path("/x")),
+    "numpy": {"lr": np.float64(5e-4), "lat": np.linspace(0, 1, 4), "dtype": np.dtype("f4")},
+    "path": pathlib.Path("/x/y"),
+    "defaultdict": collections.defaultdict(list, a=[1]),
+    "counter": collections.Counter("aab"),
+    "class": torch.optim.AdamW,
+    "function": np.mean,
+    "omegaconf": DictConfig(lr=1),
+    "own class": Noisy(),
+    "set": {1, 2},
+    "bytes": b"abc",
+    "range": range(3),
+    "simple namespace": SimpleNamespace(a=1),
+}
 
 
 @pytest.mark.usefixtures("omegaconf")
@@ -272,9 +293,12 @@ HYPER_PARAMETERS: dict[str, Any] = {
 def test_f58_real_lightning_checkpoints_load_and_their_classes_stay_inert(kind: str, old: bool, tmp_path: Path) -> None:
     """argparse.Namespace, numpy scalars, paths and classes beside the tensors: all refused, with the advice to trust them."""
     model = randomised(SMALL, seed=4, dtype=torch.float32)
-    content = {"state_dict": {f"model.climax.{k}": v for k, v in model.state_dict().items()}, "epoch": 3,
-               "hyper_parameters": HYPER_PARAMETERS[kind],
-               "optimizer_states": [torch.optim.AdamW(model.parameters()).state_dict()]}  # fmt: skip
+    content = {
+        "state_dict": {f"model.climax.{k}": v for k, v in model.state_dict().items()},
+        "epoch": 3,
+        "hyper_parameters": HYPER_PARAMETERS[kind],
+        "optimizer_states": [torch.optim.AdamW(model.parameters()).state_dict()],
+    }
     torch.save(content, tmp_path / "file.ckpt", _use_new_zipfile_serialization=not old)
     tensors, report = import_weights(TopoFlow(SMALL), tmp_path / "file.ckpt", [])
     report.refuse_unless_complete()
@@ -282,8 +306,9 @@ def test_f58_real_lightning_checkpoints_load_and_their_classes_stay_inert(kind: 
         assert torch.equal(tensors[name].view_as(parameter), parameter), name
 
 
-@pytest.mark.parametrize("keys", [["model"], ["model_state_dict"], ["module"], ["state_dict"], ["model", "state_dict"],
-                                  ["checkpoint", "model"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys", [["model"], ["model_state_dict"], ["module"], ["state_dict"], ["model", "state_dict"], ["checkpoint", "model"]]
+)
 def test_f58_the_state_is_found_under_the_keys_people_use(keys: list[str], tmp_path: Path) -> None:
     """{"model": ...}, {"model_state_dict": ...}, {"module": ...}, nested once."""
     state_dict = randomised(SMALL, dtype=torch.float32).state_dict()
@@ -300,8 +325,10 @@ def test_f58_of_weights_and_their_average_it_is_said_which_was_taken(tmp_path: P
     own = randomised(SMALL, dtype=torch.float32).state_dict()
     averaged = {name: value + 1 for name, value in own.items()}
     torch.save({"state_dict": own, "ema_state_dict": averaged}, tmp_path / "beside.ckpt")
-    torch.save({"state_dict": {f"net.{k}": v for k, v in own.items()} | {f"ema.{k}": v for k, v in averaged.items()}},
-               tmp_path / "prefix.ckpt")  # fmt: skip
+    torch.save(
+        {"state_dict": {f"net.{k}": v for k, v in own.items()} | {f"ema.{k}": v for k, v in averaged.items()}},
+        tmp_path / "prefix.ckpt",
+    )
     for name in ("beside", "prefix"):
         tensors, report = import_weights(TopoFlow(SMALL), tmp_path / f"{name}.ckpt", [])
         report.refuse_unless_complete()
@@ -336,7 +363,7 @@ WRONG_FILES = {
     "json": (lambda d: written(d / "a.json", b'{"a": 1}'), "JSON"),
     "latest": (lambda d: written(d / "latest", b"\xff\xfe\x00").parent, "latest is not the text that DeepSpeed writes"),
     "directory": (lambda d: d, "is not a checkpoint directory"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG_FILES)
@@ -395,15 +422,16 @@ def test_f60_without_a_network_metrics_are_recorded_offline(monkeypatch: pytest.
 LISTENER = """
 import ctypes, sys, tempfile, time
 from pathlib import Path
-from trainer import runtime, stopping
-runtime.join(1.0)
-stop = stopping.StopVote(Path(tempfile.mkdtemp()), None)
+from trainer.process import launch, stop
+launch.join(1.0)
+stop = stop.StopVote(Path(tempfile.mkdtemp()), None)
 print("ready", flush=True)
 deadline = time.monotonic() + 20
 while time.monotonic() < deadline:  # the interpreter's main thread hardly ever runs, as in a collective
     ctypes.CDLL(None).sleep(5)
     if stop.reason and len(sys.argv) > 1:
         print(stop.reason, flush=True)
+        stop.finish()
         break
 """
 
@@ -412,8 +440,14 @@ def test_f61_every_wish_to_stop_is_heard_in_a_collective_and_a_second_one_ends_t
     """Ctrl-C, SIGHUP and a second SIGTERM had three behaviours, two of them a traceback."""
     cases = (((signal.SIGHUP, signal.SIGHUP), 0), ((signal.SIGINT,), 0), ((signal.SIGTERM, None, signal.SIGINT), 130))
     for numbers, code in cases:
-        process = subprocess.Popen([sys.executable, "-c", LISTENER, *(["x"] if not code else [])], cwd=ROOT, env=environment(),
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", LISTENER, *(["x"] if not code else [])],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         for number in numbers:
@@ -436,8 +470,13 @@ def test_f61_ctrl_c_during_a_validation_leaves_it_and_saves(config: Path) -> Non
         "validation.samples=400",
         "batch={total: 2, micro: 1}",
     ]
-    process = subprocess.Popen([sys.executable, "trainer/train.py", *arguments(config, *overrides, zero="1")], cwd=ROOT,
-                               env=environment(), stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "trainer/train.py", *arguments(config, *overrides, zero="1")],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and '"step": 2,' in metrics.read_text()):
         assert process.poll() is None
@@ -456,12 +495,12 @@ def test_f61_an_interrupted_command_says_so_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C in an import or an evaluation was a traceback."""
-    from trainer.command import run_command
 
-    def interrupted(_: argparse.Namespace) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    assert run_command([], argparse.ArgumentParser(), interrupted) == 130
+    monkeypatch.setattr(status, "look", interrupted)
+    assert trainer_main(["status", "somewhere"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
@@ -469,8 +508,10 @@ def test_f61_an_interrupted_command_says_so_in_a_line(
 def test_f62_the_error_of_one_rank_is_what_the_console_ends_with(config: Path, launcher: str) -> None:
     """The other ranks' lost connections and the launcher's lines buried the one line that matters."""
     folder = config.parent / f"broken-{launcher}"
-    begin = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
-             "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]}[launcher]  # fmt: skip
+    begin = {
+        "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
+        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())],
+    }[launcher]
     began = time.monotonic()
     done = run([*begin, "tests/distributed/broken.py", *arguments(config, f"run_dir={folder}", "steps=4000", zero="1")])
     assert done.returncode != 0
@@ -490,17 +531,24 @@ def test_f63_what_a_rank_opens_does_not_grow_with_the_data_and_only_rank_0_reads
     config: Path, tmp_path: Path
 ) -> None:
     """Every rank hashed the whole wind scan of six years, read all tables of the store, and the whole manifest."""
-    from data.store import open_store
-    from data.synthesize import Recipe, synthesize
-    from data.wind_scan import build
+    from data.store.opening import open_store
+    from data.synthetic.recipe import Recipe
+    from data.synthetic.synthesize import synthesize
+    from data.wind_scan.cache import build
 
     opened = {}
     for days in (6, 40):
         path = tmp_path / f"{days}.zarr"
         synthesize(path, Recipe(days=days, rows=16, cols=32, shard_hours=24, train=0.6, validation=0.2))
         build(open_store(path), path.with_suffix(".wind_scan"), patch=2, regions=(4, 4), sectors=16)
-        common = [f"run_dir={tmp_path}/run{days}", f"data.store={path}", f"wind_scan.cache={path.with_suffix('.wind_scan')}",
-                  "validation.samples=2", "batch={total: 2, micro: 1}", "schedule.warmup_steps=0"]  # fmt: skip
+        common = [
+            f"run_dir={tmp_path}/run{days}",
+            f"data.store={path}",
+            f"wind_scan.cache={path.with_suffix('.wind_scan')}",
+            "validation.samples=2",
+            "batch={total: 2, micro: 1}",
+            "schedule.warmup_steps=0",
+        ]
         jobs = [{"overrides": [*common, "steps=1"]}, {"overrides": [*common, "steps=2"], "opened": True}]
         ranks = {line["rank"]: line["files"] for line in told(train_several(config, jobs), "OPENED")}
         opened[days] = [name.removeprefix(f"{tmp_path}/{days}") for name in ranks[1] if "/c/" not in name]
@@ -514,7 +562,7 @@ def test_f64_the_count_of_updates_lies_where_the_fused_optimizer_wants_it() -> N
         parameter = torch.nn.Parameter(torch.empty(3, device="meta"))
         optimizer = torch.optim.AdamW([parameter], fused=False)
         optimizer.defaults["fused"] = fused
-        state._create_states(SimpleNamespace(optimizer=optimizer))
+        zero.create_states(SimpleNamespace(optimizer=optimizer))
         assert optimizer.state[parameter]["step"].device.type == place
         assert optimizer.state[parameter]["exp_avg"].device.type == "meta"
 
@@ -558,14 +606,23 @@ SURVIVED = ("retention", "link")
 def test_f66_what_rank_0_alone_cannot_do_every_rank_refuses(config: Path) -> None:
     """A rank that failed waited for its peers in destroy_process_group for 30 minutes, and logged its error after that."""
     torch.manual_seed(3)
-    from trainer.inputs import architecture
 
     weights = config.parent / "weights.safetensors"
-    save_file(TopoFlow(architecture(load(config))).state_dict(), weights)
+    save_file(TopoFlow(load(config).architecture()).state_dict(), weights)
     names = [name for name in FAILING if name not in SURVIVED]
-    jobs = [{"overrides": [f"run_dir={config.parent}/alone-{i}", "steps=2", "schedule.warmup_steps=0",
-                           f"init_from.path={weights}"], "fails": [name], "refused": True}
-            for i, name in enumerate(names)]  # fmt: skip
+    jobs = [
+        {
+            "overrides": [
+                f"run_dir={config.parent}/alone-{i}",
+                "steps=2",
+                "schedule.warmup_steps=0",
+                f"init_from.path={weights}",
+            ],
+            "fails": [name],
+            "refused": True,
+        }
+        for i, name in enumerate(names)
+    ]
     lines = told(train_several(config, jobs))
     assert len(lines) == 2 * len(names)
     for i, name in enumerate(names):
@@ -589,12 +646,13 @@ def test_f67_a_full_disk_costs_metrics_and_room_never_the_step(config: Path, tmp
 
         close = flush = write
 
-    record = telemetry.Telemetry(load(config, [f"run_dir={tmp_path}"]), 0)
+    run = load(config, [f"run_dir={tmp_path}"])
+    record = telemetry.Telemetry(run, Course(run, Progress()))
     with record:
         record._jsonl = Full()  # type: ignore[assignment]
         record._tensorboard.add_scalar = lambda *_: Full().write("")
         record.record("train", 1, {"loss": 1.0})
-        record.rewind(0)
+        record.rewind()
         record.record("train", 2, {"loss": 1.0})
     assert store.verify(make(tmp_path, 1, None)) == []
 
@@ -603,8 +661,14 @@ def test_f68_roll_backs_are_capped_counted_and_kept_whatever_comes_next(config: 
     """A roll-back had no cap, and a stop right after it forgot which samples were stepped over."""
     folder = config.parent / "capped"
     bad = [[88, 96], [104, 112]]
-    overrides = [f"run_dir={folder}", "steps=20", "checkpoint.every=5", "schedule.warmup_steps=0", "model.dropout=0.0",
-                 "spikes={policy: roll_back, factor: 4.0, most_roll_backs: 1}"]  # fmt: skip
+    overrides = [
+        f"run_dir={folder}",
+        "steps=20",
+        "checkpoint.every=5",
+        "schedule.warmup_steps=0",
+        "model.dropout=0.0",
+        "spikes={policy: roll_back, factor: 4.0, most_roll_backs: 1}",
+    ]
     lines = told(train_several(config, [{"overrides": overrides, "spike_at": bad, "refused": True}]))
     assert all("rolled back 1 times already" in line["said"] for line in lines)
     remembered = manifest(folder / "checkpoints/step-00000010")["progress"]
@@ -614,8 +678,10 @@ def test_f68_roll_backs_are_capped_counted_and_kept_whatever_comes_next(config: 
 def test_f68_the_best_loss_belongs_to_its_validation_set(config: Path, tmp_path: Path) -> None:
     """validation.samples changed on resume kept the other set's best for ever."""
     folder = config.parent / "sets"
-    jobs = [{"overrides": [f"run_dir={folder}", f"steps={steps}", f"validation.samples={samples}"]}
-            for steps, samples in ((2, 6), (4, 6), (6, 4))]  # fmt: skip
+    jobs = [
+        {"overrides": [f"run_dir={folder}", f"steps={steps}", f"validation.samples={samples}"]}
+        for steps, samples in ((2, 6), (4, 6), (6, 4))
+    ]
     train_several(config, jobs)
     found = {step: manifest(folder / f"checkpoints/step-0000000{step}")["progress"] for step in (2, 4, 6)}
     assert found[2]["validated_on"] == found[4]["validated_on"] != found[6]["validated_on"]
@@ -649,8 +715,11 @@ def test_f69_a_batch_shell_is_one_process_and_ranks_compute_alike(config: Path) 
     batch_shell = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"}
     assert find_ranks(batch_shell) == (0, 0, 1, "single process")
     assert find_ranks(batch_shell | {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9"}) == (9, 0, 16, "srun")
-    job = {"overrides": [f"run_dir={config.parent}/kernels", "steps=1", "schedule.warmup_steps=0"], "refused": True,
-           "kernel_of_rank_1": "query chunks"}  # fmt: skip
+    job = {
+        "overrides": [f"run_dir={config.parent}/kernels", "steps=1", "schedule.warmup_steps=0"],
+        "refused": True,
+        "kernel_of_rank_1": "query chunks",
+    }
     lines = told(train_several(config, [job]))
     assert len(lines) == 2
     assert all("flash halves on rank(s) [0]; query chunks on rank(s) [1]" in line["said"] for line in lines)

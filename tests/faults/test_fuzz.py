@@ -21,14 +21,15 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
+from data import Refusal
 from data.__main__ import main as data_main
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.launching import ROOT, tiny_config
 from tests.launching import train as start_training
 from tests.reanalysis import write_caqra, write_static
-from trainer import engine, evaluate, plan, status, weights
-from trainer.command import REFUSALS
-from trainer.config import load
+from trainer import engine
+from trainer.__main__ import main as trainer_main
+from trainer.config_file import load
 
 ROUNDS = 7  # of every mutation, for every file
 
@@ -107,11 +108,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
     orders = {s: torch.arange(128) for s in range(16)}
     regional = {r: {s: torch.arange(8) for s in range(16)} for r in range(16)}
     with (top / "cache.pkl").open("wb") as file:
-        pickle.dump({"grid_h": 8, "grid_w": 16, "num_sectors": 16, "regions_h": 4, "regions_w": 4, "sector_angles": [0.0] * 16,
-                     "cached_orders": orders, "regional_cached_orders": regional}, file)  # fmt: skip
+        pickle.dump(
+            {
+                "grid_h": 8,
+                "grid_w": 16,
+                "num_sectors": 16,
+                "regions_h": 4,
+                "regions_w": 4,
+                "sector_angles": [0.0] * 16,
+                "cached_orders": orders,
+                "regional_cached_orders": regional,
+            },
+            file,
+        )
     scores = {"pm25": {"6h": {"units": "ug m-3", "rmse": 1.0, "skill": 0.1}}}
-    evaluation = {"fingerprints": {}, "split": "test", "samples": 3, "period": ["a", "b"], "baseline": "persistence",
-                  "scores": scores, "step": 2}  # fmt: skip
+    evaluation = {
+        "fingerprints": {},
+        "split": "test",
+        "samples": 3,
+        "period": ["a", "b"],
+        "baseline": "persistence",
+        "scores": scores,
+        "step": 2,
+    }
     for name in ("one.json", "two.json"):
         (top / name).write_text(json.dumps(evaluation))
     write_static(top / "static.nc")
@@ -121,13 +140,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
     polygon = {"type": "Polygon", "coordinates": [[[90, 20], [120, 20], [120, 48], [90, 48], [90, 20]]]}
     (top / "domain.geojson").write_text(json.dumps({"type": "Feature", "geometry": polygon, "properties": {}}))
     np.save(top / "domain.npy", np.ones((8, 12), "u1"))
-    (top / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in (
-        "u", "v", "temp", "rh", "psfc", "pm25", "pm10", "so2", "no2", "co", "o3")))  # fmt: skip
+    (top / "map.yaml").write_text(
+        "".join(
+            f"{name}: {{name: {name}}}\n" for name in ("u", "v", "temp", "rh", "psfc", "pm25", "pm10", "so2", "no2", "co", "o3")
+        )
+    )
     return top
 
 
 def planned(d: Path) -> list[Any]:
-    return [(plan.main, ["--config", str(d / "config.yaml"), "--gpus", "2", "--gpu", "h100"])]
+    return [(trainer_main, ["plan", "--config", str(d / "config.yaml"), "--gpus", "2", "--gpu", "h100"])]
 
 
 def store_read(d: Path) -> list[Any]:
@@ -142,12 +164,15 @@ def checkpoint_read(d: Path) -> list[Any]:
     path = d / "run/checkpoints/step-00000002"
     actions = [["list", str(d / "run")], ["verify", str(path)], ["show", str(path)]]
     export = ["export", str(path), "--to", str(d / "out.safetensors")]
-    return [*((weights.checkpoint_main, action) for action in (*actions, export)), (status.main, [str(d / "run")])]
+    return [
+        *((trainer_main, ["checkpoint", *action]) for action in (*actions, export)),
+        (trainer_main, ["status", str(d / "run")]),
+    ]
 
 
 def imported(name: str) -> Callable[[Path], list[Any]]:
     return lambda d: [
-        (weights.import_main, ["--from", str(d / name), "--to", str(d / "to"), "--config", str(d / "config.yaml")])
+        (trainer_main, ["import", "--from", str(d / name), "--to", str(d / "to"), "--config", str(d / "config.yaml")])
     ]
 
 
@@ -173,7 +198,7 @@ def resolved(d: Path) -> list[Any]:
     def resolve(_: list[str]) -> int:
         try:
             engine.resolve_deepspeed(d / "zero.json", load(d / "config.yaml"), 2)
-        except REFUSALS:
+        except Refusal:
             return 2
         return 0
 
@@ -181,20 +206,36 @@ def resolved(d: Path) -> list[Any]:
 
 
 INPUTS = [
-    Input("config.yaml", planned), Input("zero.json", resolved),
-    *(Input(f"s.zarr/{name}", store_read) for name in (
-        "zarr.json", "shards.json", "time/c/0", "chemistry_missing/c/0/0", "static/c/0/0/0", "lat/zarr.json",
-        "weather/zarr.json", "chemistry/c/1/0/0/0")),
+    Input("config.yaml", planned),
+    Input("zero.json", resolved),
+    *(
+        Input(f"s.zarr/{name}", store_read)
+        for name in (
+            "zarr.json",
+            "shards.json",
+            "time/c/0",
+            "chemistry_missing/c/0/0",
+            "static/c/0/0/0",
+            "lat/zarr.json",
+            "weather/zarr.json",
+            "chemistry/c/1/0/0/0",
+        )
+    ),
     *(Input(f"s.wind_scan/{name}", scan_read) for name in ("manifest.json", "orders.npz", "sectors.npy")),
     Input("cache.pkl", scan_read),
-    *(Input(f"run/checkpoints/step-00000002/{name}", checkpoint_read)
-      for name in ("manifest.json", "weights.safetensors", "optimizer.safetensors")),
-    *(Input(f"run/{name}", lambda d: [(status.main, [str(d / "run")])]) for name in ("metrics.jsonl", "config.yaml")),
+    *(
+        Input(f"run/checkpoints/step-00000002/{name}", checkpoint_read)
+        for name in ("manifest.json", "weights.safetensors", "optimizer.safetensors")
+    ),
+    *(
+        Input(f"run/{name}", lambda d: [(trainer_main, ["status", str(d / "run")])])
+        for name in ("metrics.jsonl", "config.yaml")
+    ),
     *(Input(name, imported(name)) for name in ("w.ckpt", "old.pt", "w.safetensors")),
     Input("w.json", imported("w.safetensors")),
-    Input("one.json", lambda d: [(evaluate.compare_main, [str(d / "one.json"), str(d / "two.json")])]),
+    Input("one.json", lambda d: [(trainer_main, ["compare", str(d / "one.json"), str(d / "two.json")])]),
     *(Input(name, prepared(name)) for name in ("three.nc", "four.nc", "static.nc", "map.yaml", "domain.geojson", "domain.npy")),
-]  # fmt: skip
+]
 MUTATIONS = (truncated, flipped, zeroed, edited)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.store import Store
-from data.stream import SampleIndex, Stream
+from data.samples import SampleIndex
+from data.store.layout import Store
+from data.stream import Stream
 from tests.launching import ROOT, module, run, tiny_config, train
-from trainer.config import load
-from trainer.evaluate import compare_main
-from trainer.inputs import architecture
+from trainer.__main__ import main
+from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
 
 
@@ -49,7 +49,7 @@ def test_f16_a_value_of_the_wrong_type_is_refused_on_the_login_node(config: Path
 
 def test_f22_rank_0_talks_and_others_only_about_their_errors(config: Path, tmp_path: Path) -> None:
     """Noise lines times 128 hid the errors."""
-    done = train(config, "steps=4", "schedule.decay_steps=4")
+    done = train(config, "steps=4", "schedule.decay_steps=4", launcher="torchrun")
     assert done.returncode == 0
     for said in ("2 rank(s) by torchrun", "step 0: validation loss", "step 4/4  loss", "all-reduce over all ranks"):
         assert done.stderr.count(said) == 1, said
@@ -60,13 +60,17 @@ def test_f22_rank_0_talks_and_others_only_about_their_errors(config: Path, tmp_p
 
 
 def plain_tensors(model: torch.nn.Module) -> list[str]:
-    return [f"{name}.{key}" for name, part in model.named_modules() for key, value in vars(part).items()
-            if isinstance(value, torch.Tensor)]  # fmt: skip
+    return [
+        f"{name}.{key}"
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def test_f23_no_constant_of_the_network_is_a_plain_tensor_that_stays_on_its_device(config: Path) -> None:
     """Constants were plain tensors: device mismatch."""
-    model = TopoFlow(architecture(load(config)))
+    model = TopoFlow(load(config).architecture())
     assert plain_tensors(model) == []
     model.blocks[0].scale = torch.ones(3)
     assert plain_tensors(model) == ["blocks.0.scale"]
@@ -85,18 +89,29 @@ def test_f36_results_on_other_data_scans_or_samples_are_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Baselines were compared across scans, normalisations and samples."""
-    one = {"checkpoint": "a", "step": 1, "split": "test", "samples": 8,
-           "fingerprints": {"data": "d1", "wind_scan_orders": "w1"},
-           "period": ["2015", "2016"], "loss": 0.5, "baseline": "persistence",
-           "scores": {"pm25": {"24h": {"units": "ug m-3", "rmse": 3.0, "skill": 0.2}}}}  # fmt: skip
+    one = {
+        "checkpoint": "a",
+        "step": 1,
+        "split": "test",
+        "samples": 8,
+        "fingerprints": {"data": "d1", "wind_scan_orders": "w1"},
+        "period": ["2015", "2016"],
+        "loss": 0.5,
+        "baseline": "persistence",
+        "scores": {"pm25": {"24h": {"units": "ug m-3", "rmse": 3.0, "skill": 0.2}}},
+    }
     (tmp_path / "one.json").write_text(json.dumps(one))
     (tmp_path / "same.json").write_text(json.dumps(one | {"checkpoint": "b"}))
-    assert compare_main([str(tmp_path / "one.json"), str(tmp_path / "same.json")]) == 0
+    assert main(["compare", str(tmp_path / "one.json"), str(tmp_path / "same.json")]) == 0
     assert "pm25" in capsys.readouterr().out
-    for key, value in (("samples", 9), ("split", "validation"), ("fingerprints", {"data": "d2", "wind_scan_orders": "w1"}),
-                       ("fingerprints", {"data": "d1", "wind_scan_orders": "w2"})):  # fmt: skip
+    for key, value in (
+        ("samples", 9),
+        ("split", "validation"),
+        ("fingerprints", {"data": "d2", "wind_scan_orders": "w1"}),
+        ("fingerprints", {"data": "d1", "wind_scan_orders": "w2"}),
+    ):
         (tmp_path / "other.json").write_text(json.dumps(one | {key: value}))
-        assert compare_main([str(tmp_path / "one.json"), str(tmp_path / "other.json")]) == 2
+        assert main(["compare", str(tmp_path / "one.json"), str(tmp_path / "other.json")]) == 2
         assert "cannot be compared" in capsys.readouterr().err
 
 
@@ -111,8 +126,9 @@ def absolute_paths(source: str) -> list[str]:
 def test_f39_no_absolute_path_stands_in_the_code() -> None:
     """Absolute paths in code; a cache loader that checked three fields (its content hash: test_wind_scan.py)."""
     assert absolute_paths('open("/scratch/project/china.zarr")') == ["/scratch/project/china.zarr"]
-    for path in subprocess.run(["git", "ls-files", "trainer/*.py", "data/*.py"], cwd=ROOT, capture_output=True, text=True,
-                               check=True).stdout.split():  # fmt: skip
+    for path in subprocess.run(
+        ["git", "ls-files", "trainer/*.py", "data/*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
         assert absolute_paths((ROOT / path).read_text()) == [], path
     for path in (ROOT / "launch").rglob("*.yaml"):
         assert ": /" not in path.read_text(), path

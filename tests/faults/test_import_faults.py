@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.unit.test_model import SMALL, arguments, randomised
 from trainer.checkpoint.pretrained import ImportReport
 from trainer.checkpoint.store import CheckpointError
+from trainer.foreign_weights import import_weights
 from trainer.model.topoflow import TopoFlow
-from trainer.trained import import_weights
 
 BIAS = "blocks.0.attn.elevation_alpha"
 
@@ -27,8 +27,10 @@ def lightning(state: dict[str, Tensor]) -> dict:
 
 
 def renamed(state: dict[str, Tensor], second: str) -> dict[str, Tensor]:
-    return {k.replace("blocks.0.mlp.fc1", "blocks.0.mlp.0").replace("blocks.0.mlp.fc2", f"blocks.0.mlp.{second}"): v
-            for k, v in state.items()}  # fmt: skip
+    return {
+        k.replace("blocks.0.mlp.fc1", "blocks.0.mlp.0").replace("blocks.0.mlp.fc2", f"blocks.0.mlp.{second}"): v
+        for k, v in state.items()
+    }
 
 
 def unstacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -40,14 +42,20 @@ def unstacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def old_alpha(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {("climax.blocks.0.attn.alpha" if k == BIAS else f"climax.{k}"): (v.view(1) if k == BIAS else v)
-            for k, v in state.items()}  # fmt: skip
+    return {
+        ("climax.blocks.0.attn.alpha" if k == BIAS else f"climax.{k}"): (v.view(1) if k == BIAS else v)
+        for k, v in state.items()
+    }
 
 
 DIALECTS = {
-    "lightning": lightning, "plain": dict, "mlp 0/2": lambda s: renamed(s, "2"), "mlp 0/3": lambda s: renamed(s, "3"),
-    "alpha": old_alpha, "a projection a variable": unstacked,
-}  # fmt: skip
+    "lightning": lightning,
+    "plain": dict,
+    "mlp 0/2": lambda s: renamed(s, "2"),
+    "mlp 0/3": lambda s: renamed(s, "3"),
+    "alpha": old_alpha,
+    "a projection a variable": unstacked,
+}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

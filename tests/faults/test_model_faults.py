@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from data.batch import Normalizer
-from data.store import Store
-from data.stream import Stream, index_samples
+from data.samples import index_samples
+from data.store.layout import Store
+from data.stream import Stream
 from data.variables import MODEL_INPUTS, MODEL_TARGETS
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.unit.test_model import PUBLISHED, SMALL, arguments, randomised
 from trainer.model.attention import Attention
 from trainer.model.topoflow import Block, TopoFlow, sincos_1d, sincos_2d
@@ -204,7 +205,7 @@ def test_f42_sectors_come_from_the_wind_in_metres_per_second(tiny: Store, tiny_s
     """Normalised u and v, with other means and scales, gave another angle."""
     import zarr
 
-    from data.wind_scan import sector_codes
+    from data.wind_scan.orders import sector_codes
 
     weather = np.asarray(zarr.open_group(tiny.path, mode="r")["weather"])
     u, v = weather[:, 0], weather[:, 1]

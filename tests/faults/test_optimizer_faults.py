@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from tests.launching import ROOT
-from trainer.checkpoint import state
-from trainer.config import load
+from trainer.checkpoint import zero
+from trainer.config_file import load
 from trainer.engine import grouped_parameters, parameter_groups, set_learning_rates
-from trainer.inputs import architecture
 from trainer.model.topoflow import TopoFlow
 
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"
@@ -19,7 +18,7 @@ DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 def test_f05_alpha_has_its_own_rate_and_no_decay() -> None:
     """Alpha shared the blocks' rate and weight decay and moved 0.004 in 270 steps."""
     run = load(DEMO, ["optimizer.lr=1e-4", "optimizer.alpha_lr=3e-2", "optimizer.weight_decay=0.1"])
-    model = TopoFlow(architecture(run))
+    model = TopoFlow(run.architecture())
     groups = {group["name"]: group for group in parameter_groups(model, run)}
     assert groups["elevation_alpha"]["params"] == [model.blocks[0].attn.elevation_alpha]
     assert (groups["elevation_alpha"]["peak_lr"], groups["elevation_alpha"]["weight_decay"]) == (3e-2, 0.0)
@@ -36,7 +35,7 @@ def test_f05_alpha_has_its_own_rate_and_no_decay() -> None:
 def test_f27_the_rates_and_decay_of_a_resumed_run_are_those_of_its_configuration() -> None:
     """Rates came back with the optimizer's state: nothing but moments and a count is loaded, so an allowed change acts."""
     run = load(DEMO, ["optimizer.lr=2e-3", "optimizer.weight_decay=0.2", "schedule.warmup_steps=0"])
-    optimizer = torch.optim.AdamW(parameter_groups(TopoFlow(architecture(run)), run))
+    optimizer = torch.optim.AdamW(parameter_groups(TopoFlow(run.architecture()), run))
     assert set_learning_rates(SimpleNamespace(optimizer=optimizer), 0, run) == 2e-3
     assert optimizer.param_groups[0]["weight_decay"] == 0.2
-    assert {kind for kind in state.MOMENTS} == {"exp_avg", "exp_avg_sq"}
+    assert {kind for kind in zero.MOMENTS} == {"exp_avg", "exp_avg_sq"}

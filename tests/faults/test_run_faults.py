@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from data import locks
-from data.store import Store
-from data.synthesize import Recipe, synthesize
-from data.wind_scan import ScanCache
+from data.store.layout import Store
+from data.synthetic.recipe import Recipe
+from data.synthetic.synthesize import synthesize
+from data.wind_scan.cache import ScanCache
 from tests.launching import ROOT, environment, losses, module, tiny_config, train
-from trainer.config import load
-from trainer.inputs import open_inputs
+from trainer.config_file import load
+from trainer.dataset import open_dataset
 
 
 def refused(*overrides: str, config: Path) -> str:
@@ -82,8 +83,13 @@ def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(
     config: Path, tmp_path: Path, zero: str, precision: str
 ) -> None:
     """A NaN loss was printed, replaced by 0, and training went on; the last checkpoint must stay intact."""
-    changes = ("optimizer.lr=1e18", "schedule.warmup_steps=0", "optimizer.clip=1e30", "max_bad_steps=3",
-               f"precision={precision}")  # fmt: skip
+    changes = (
+        "optimizer.lr=1e18",
+        "schedule.warmup_steps=0",
+        "optimizer.clip=1e30",
+        "max_bad_steps=3",
+        f"precision={precision}",
+    )
     done = train(config, *changes, zero=zero)
     assert done.returncode != 0
     assert "skipped on all ranks, gradient not finite; samples: 2015-01-" in done.stderr
@@ -97,7 +103,7 @@ def test_f24_nonfinite_steps_are_skipped_together_named_and_end_the_run(
 
 def test_f10_elevation_reaches_the_model_in_metres_and_statistics_from_the_store(config: Path, tiny: Store) -> None:
     """Elevation was normalised before it was divided by 1000 m; statistics came from whichever frame was read first."""
-    inputs = open_inputs(load(config), torch.device("cpu"))
+    inputs = open_dataset(load(config), torch.device("cpu"))
     blocks = tiny.static["elevation"].reshape(8, 2, 16, 2).mean((1, 3)).ravel()
     np.testing.assert_allclose(inputs.elevation.numpy(), blocks, rtol=1e-5)
     assert inputs.normalizer.statistics == tiny.statistics
@@ -129,8 +135,9 @@ COUNT_OPENS = """
 import json, sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from data.store import open_store
-from data.stream import Stream, index_samples
+from data.samples import index_samples
+from data.store.opening import open_store
+from data.stream import Stream
 path, world = sys.argv[1], int(sys.argv[2])
 store = open_store(path)
 stream = Stream(store, index_samples(store, "train", [6], None, "none", 0), None, "none", 0, 1, False)

@@ -20,22 +20,27 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data import DataError, classic, prepare, sources
-from data import store as stores
+from data import DataError
+from data.prepare import shards, stages
+from data.prepare.plan import Plan
+from data.prepare.sources import files, netcdf3, reader, spellings
+from data.prepare.sources.catalogue import make_catalogue
+from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 from tests.faults.test_checkpoint_faults import make, present
 from tests.launching import ROOT, environment, losses, manifest, tiny_config, train_several
 from tests.reanalysis import write_caqra, write_static
 from tests.unit.test_model import SMALL, randomised
-from trainer.checkpoint import resume, store
-from trainer.checkpoint.manifest import CheckpointError
-from trainer.command import LaunchError
-from trainer.config import ConfigError, load
+from trainer.checkpoint import same_run, saving, store
+from trainer.checkpoint.manifest import CheckpointError, FileRecord
+from trainer.config import ConfigError
+from trainer.config_file import load
 from trainer.engine import resolve_deepspeed
+from trainer.foreign_weights import import_weights
 from trainer.model.topoflow import TopoFlow
-from trainer.runtime import choose_device
-from trainer.trained import import_weights
+from trainer.process.launch import choose_device
+from trainer.process.ranks import LaunchError
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +101,8 @@ def test_f45_a_setting_nobody_has_judged_is_taken_to_change_numbers() -> None:
     """Any key of DeepSpeed that is not known to say only where and when is compared."""
     now = present(deepspeed={"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}, "steps_per_print": 5})
     with pytest.raises(CheckpointError, match=r"deepspeed\.zero_optimization\.zero_quantized_gradients: None then, True now"):
-        resume.compare(Path("c"), present(), now, [])
-    assert resume.compare(Path("c"), present(), now, ["deepspeed"])[0]["name"].endswith("zero_quantized_gradients")
+        same_run.compare(Path("c"), present(), now, [])
+    assert same_run.compare(Path("c"), present(), now, ["deepspeed"])[0]["name"].endswith("zero_quantized_gradients")
 
 
 def test_f45_round_robin_gradients_are_refused_and_their_scrambled_map_is_found_out(config: Path, tmp_path: Path) -> None:
@@ -108,8 +113,13 @@ def test_f45_round_robin_gradients_are_refused_and_their_scrambled_map_is_found_
     with pytest.raises(ConfigError, match="round_robin_gradients"):
         resolve_deepspeed(tmp_path / "rr.json", load(config), 2)
     folder = config.parent / "scrambled"
-    job = {"zero": "2", "overrides": [f"run_dir={folder}", "steps=1", "schedule.warmup_steps=0"], "refused": True,
-           "without_check": True, "deepspeed": {"zero_optimization": {"round_robin_gradients": True}}}  # fmt: skip
+    job = {
+        "zero": "2",
+        "overrides": [f"run_dir={folder}", "steps=1", "schedule.warmup_steps=0"],
+        "refused": True,
+        "without_check": True,
+        "deepspeed": {"zero_optimization": {"round_robin_gradients": True}},
+    }
     lines = told(train_several(config, [job]))
     assert [line["rank"] for line in sorted(lines, key=lambda x: x["rank"])] == [0, 1]
     assert all("elsewhere than it says" in line["said"] for line in lines)
@@ -138,8 +148,18 @@ def test_f46_a_person_s_copies_are_never_resumed_from_counted_or_removed(tmp_pat
     for step in (2, 4, 6, 8):
         make(tmp_path, step, None)
     folder = tmp_path / "checkpoints"
-    copies = ["step-00000004.keep_this_one", "step-00000002-backup", "step-00000008 (copy)", "step-8", "step-000000008",
-              "step-00000008.old", "step-00000008.universal", "Step-00000008", "step-00000099", "best"]  # fmt: skip
+    copies = [
+        "step-00000004.keep_this_one",
+        "step-00000002-backup",
+        "step-00000008 (copy)",
+        "step-8",
+        "step-000000008",
+        "step-00000008.old",
+        "step-00000008.universal",
+        "Step-00000008",
+        "step-00000099",
+        "best",
+    ]
     for name in copies:
         shutil.copytree(folder / "step-00000008", folder / name)
     (folder / "elsewhere").mkdir()
@@ -157,7 +177,7 @@ def test_f46_a_stranger_s_directory_in_the_way_of_a_save_is_moved_aside(tmp_path
     make(tmp_path, 4, None)
     stranger = tmp_path / "checkpoints/step-00000008"
     shutil.copytree(tmp_path / "checkpoints/step-00000004", stranger)
-    assert store._move_aside(stranger) is None
+    assert saving._move_aside(stranger) is None
     (kept,) = (tmp_path / "checkpoints").glob("step-00000008.aside-*")
     assert (kept / "data.bin").exists()
 
@@ -175,16 +195,16 @@ def test_f47_a_file_that_rank_0_does_not_see_keeps_a_checkpoint_from_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest counts what rank 0 itself can see, before the rename."""
-    monkeypatch.setattr(store, "SEEN_WITHIN_S", 0.0)
-    saving = store.Saving.__new__(store.Saving)
-    saving.final = tmp_path / "checkpoints/step-00000003"
-    saving.partial = tmp_path / "checkpoints/step-00000003.partial"
-    saving.partial.mkdir(parents=True)
-    saving._memory = present()
-    record = store.FileRecord(bytes=10, sha256="0" * 64)
+    monkeypatch.setattr(saving, "SEEN_WITHIN_S", 0.0)
+    begun = saving.Saving.__new__(saving.Saving)
+    begun.final = tmp_path / "checkpoints/step-00000003"
+    begun.partial = tmp_path / "checkpoints/step-00000003.partial"
+    begun.partial.mkdir(parents=True)
+    begun._memory = present()
+    record = FileRecord(bytes=10, sha256="0" * 64)
     with pytest.raises(CheckpointError, match="rank 0 sees None bytes of .*one directory for all hosts"):
-        saving._publish([({"optimizer-002-of-002.safetensors": record}, {})])
-    assert not saving.final.exists()
+        begun._publish([({"optimizer-002-of-002.safetensors": record}, {})])
+    assert not begun.final.exists()
 
 
 def spoilt(change: Callable[[Tensor], Tensor], name: str = "blocks.1.mlp.fc1.weight") -> Callable[[dict], dict]:
@@ -210,7 +230,8 @@ def value(number: float) -> Callable[[Tensor], Tensor]:
 UNFIT = {
     "NaN": (spoilt(value(float("nan"))), "blocks.1.mlp.fc1.weight has 1 values that are not finite"),
     "Inf": (spoilt(value(float("-inf")), "norm.bias"), "norm.bias has 1 values that are not finite"),
-    "zeros": (spoilt(torch.zeros_like), "is 0 everywhere"), "ones": (spoilt(torch.ones_like), "is 1 everywhere"),
+    "zeros": (spoilt(torch.zeros_like), "is 0 everywhere"),
+    "ones": (spoilt(torch.ones_like), "is 1 everywhere"),
     "all zeros": (lambda s: {k: torch.zeros_like(v) for k, v in s.items()}, "is 0 everywhere"),
     "hole": (spoilt(hole), "zeros in a row: the file was not copied whole"),
     "int8": (spoilt(lambda t: (t * 50).to(torch.int8)), "is int8, not floating-point weights"),
@@ -220,8 +241,9 @@ UNFIT = {
     "float8": (spoilt(lambda t: t.to(torch.float8_e4m3fn)), "is float8_e4m3fn, not floating-point"),
     "fp16 overflow": (spoilt(lambda t: (value(1e6)(t)).half()), "fp16 overflows at 65504"),
     "fp64 overflow": (spoilt(lambda t: value(1e300)(t.double())), "values that are not finite"),
-    "sparse": (spoilt(lambda t: t.to_sparse()), "is sparse"), "meta": (spoilt(lambda t: t.to("meta")), "is meta"),
-}  # fmt: skip
+    "sparse": (spoilt(lambda t: t.to_sparse()), "is sparse"),
+    "meta": (spoilt(lambda t: t.to("meta")), "is meta"),
+}
 
 
 @pytest.mark.parametrize("case", UNFIT)
@@ -281,12 +303,12 @@ def test_f49_a_classic_file_is_as_long_as_its_header_says(form: str, records: bo
                 written = file.createVariable(f"v{number}", kind, ("t",) if number == 1 else ("t", "x"))
                 written.units = "m"
                 written[:5] = 1
-        classic.require_whole(path)
+        netcdf3.require_whole(path)
         content = path.read_bytes()
         for kept in (len(content) - 4, len(content) // 2, 40, 5):  # less than a word at the end may be padding
             path.write_bytes(content[:kept])
             with pytest.raises(DataError, match="is cut off|header of this classic NetCDF file is damaged or cut off"):
-                classic.require_whole(path)
+                netcdf3.require_whole(path)
 
 
 @pytest.fixture(scope="module")
@@ -298,13 +320,21 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(raw: Path, *files: Path) -> prepare.Plan:
+def plan(raw: Path, *files: Path) -> Plan:
     static = raw / "static.nc"
-    return prepare.Plan(
-        source="caqra", fields=sources.SOURCES["caqra"], files=list(files), lat=(24.0, 46.0), lon=(92.0, 116.0), grid=(16, 32),
-        splits={"train": ("2015-01-01", "2015-01-02")}, elevation=f"{static}:z", population=f"{static}:people",
-        land_mask=f"{static}:land", shard_hours=12,
-    )  # fmt: skip
+    return Plan(
+        source="caqra",
+        fields=spellings.SOURCES["caqra"],
+        files=list(files),
+        lat=(24.0, 46.0),
+        lon=(92.0, 116.0),
+        grid=(16, 32),
+        splits={"train": ("2015-01-01", "2015-01-02")},
+        elevation=f"{static}:z",
+        population=f"{static}:people",
+        land_mask=f"{static}:land",
+        shard_hours=12,
+    )
 
 
 def test_f50_a_source_that_was_replaced_by_another_of_the_same_size_and_time_is_read_again(raw: Path, tmp_path: Path) -> None:
@@ -319,22 +349,22 @@ def test_f50_a_source_that_was_replaced_by_another_of_the_same_size_and_time_is_
 
     ours, path = plan(raw, source), tmp_path / "s.zarr"
     put("bad.nc")
-    prepare.begin(path, ours)
-    prepare.load(path, [0], workers=1)
-    assert prepare.remaining(path) == [1, 2]
+    stages.begin(path, ours)
+    stages.load(path, [0], workers=1)
+    assert stages.remaining(path) == [1, 2]
     put("good.nc")
-    assert prepare.begin(path, ours)
-    prepare._job.cache_clear()
-    assert prepare.remaining(path) == [0, 1, 2]
-    prepare.prepare(path, ours, workers=1)
+    assert stages.begin(path, ours)
+    shards.job_of.cache_clear()
+    assert stages.remaining(path) == [0, 1, 2]
+    stages.prepare(path, ours, workers=1)
     put("good.nc")  # once more: other times of the file system, the same content
-    assert not prepare.begin(path, ours)
+    assert not stages.begin(path, ours)
     truth = tmp_path / "truth.zarr"
-    prepare.prepare(truth, plan(raw, raw / "good.nc"), workers=1)
+    stages.prepare(truth, plan(raw, raw / "good.nc"), workers=1)
     assert stores.open_store(path).shard_hashes() == stores.open_store(truth).shard_hashes()
     put("bad.nc")
     with pytest.raises(DataError, match="has another content than when .* was made of it"):
-        prepare.begin(path, ours)
+        stages.begin(path, ours)
 
 
 def forecast_file(path: Path, references: list[int], periods: list[int], with_period: bool = True) -> None:
@@ -344,16 +374,20 @@ def forecast_file(path: Path, references: list[int], periods: list[int], with_pe
     fields = np.broadcast_to(valid[:, :, None, None], (*valid.shape, 4, 5))
     dims = ("forecast_period", "forecast_reference_time", "latitude", "longitude")
     coordinates: dict[str, Any] = {
-        "forecast_reference_time": ("forecast_reference_time", references, {"units": "hours since 2015-03-01",
-                                    "standard_name": "forecast_reference_time"}),
-        "latitude": ("latitude", lat, {"units": "degrees_north"}), "longitude": ("longitude", lon, {"units": "degrees_east"}),
-    }  # fmt: skip
+        "forecast_reference_time": (
+            "forecast_reference_time",
+            references,
+            {"units": "hours since 2015-03-01", "standard_name": "forecast_reference_time"},
+        ),
+        "latitude": ("latitude", lat, {"units": "degrees_north"}),
+        "longitude": ("longitude", lon, {"units": "degrees_east"}),
+    }
     if with_period:
         coordinates["forecast_period"] = ("forecast_period", np.array(periods, "f8"), {"units": "hours"})
     xr.Dataset({"pm2p5": (dims, fields, {"units": "ug m-3"})}, coordinates).to_netcdf(path)
 
 
-FIELD = {"pm25": sources.Named(("pm2p5",), "ug m-3")}
+FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}
 
 
 @pytest.mark.parametrize(
@@ -371,10 +405,10 @@ def test_f51_forecasts_are_stored_at_the_hour_they_are_valid_at(
 ) -> None:
     """The reference time was taken for the time: forecasts of 24 h stood 24 h early, exit 0."""
     forecast_file(tmp_path / "f.nc", references, periods)
-    found = sources.catalogue(FIELD, [tmp_path / "f.nc"], lead)
+    found = make_catalogue(FIELD, [tmp_path / "f.nc"], lead)
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == expected).all()
-    values = sources.Reader(found, start, 48)._field("pm25")
+    values = reader.Reader(found, start, 48)._field("pm25")
     assert values is not None
     for hour in expected:
         assert (values[hour] == hour).all()
@@ -384,12 +418,12 @@ def test_f51_an_hour_with_several_lead_times_or_without_any_is_refused_with_the_
     """Nobody can guess which of two forecasts of one hour is meant."""
     forecast_file(tmp_path / "f.nc", [0, 12], [3, 15])
     with pytest.raises(DataError, match=r"several lead times, choose which to take, as --lead 3"):
-        sources.catalogue(FIELD, [tmp_path / "f.nc"])
+        make_catalogue(FIELD, [tmp_path / "f.nc"])
     with pytest.raises(DataError, match=r"--lead asks for 4 h, its lead times are 3, 15 h"):
-        sources.catalogue(FIELD, [tmp_path / "f.nc"], (4.0,))
+        make_catalogue(FIELD, [tmp_path / "f.nc"], (4.0,))
     forecast_file(tmp_path / "g.nc", [0, 12], [3], with_period=False)
     with pytest.raises(DataError, match="no forecast period"):
-        sources.catalogue(FIELD, [tmp_path / "g.nc"])
+        make_catalogue(FIELD, [tmp_path / "g.nc"])
 
 
 @pytest.mark.parametrize(
@@ -421,9 +455,8 @@ def test_f53_weights_that_a_resumed_run_ignores_are_said_to_be_and_absent_ones_r
     """Another init_from with an old run directory was ignored without a word."""
     for seed in (1, 2):
         torch.manual_seed(seed)
-        from trainer.inputs import architecture
 
-        save_file(TopoFlow(architecture(load(config))).state_dict(), tmp_path / f"{seed}.safetensors")
+        save_file(TopoFlow(load(config).architecture()).state_dict(), tmp_path / f"{seed}.safetensors")
     run = f"run_dir={config.parent}/ignoring"
     jobs = [
         {"overrides": [run, "steps=4", f"init_from.path={tmp_path}/1.safetensors"]},
@@ -438,9 +471,16 @@ def test_f53_weights_that_a_resumed_run_ignores_are_said_to_be_and_absent_ones_r
     assert all("no weights at /does/not/exist" in line["said"] for line in told(done))
 
 
-@pytest.mark.parametrize(("launcher", "local_rank", "visible", "device"), [
-    ("torchrun", 3, 4, 3), ("deepspeed", 0, 1, 0), ("srun", 5, 1, 0), ("srun", 5, 8, 5), ("mpirun", 2, 1, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("launcher", "local_rank", "visible", "device"),
+    [
+        ("torchrun", 3, 4, 3),
+        ("deepspeed", 0, 1, 0),
+        ("srun", 5, 1, 0),
+        ("srun", 5, 8, 5),
+        ("mpirun", 2, 1, 0),
+    ],
+)
 def test_f54_a_rank_takes_its_own_gpu(launcher: str, local_rank: int, visible: int, device: int) -> None:
     """Under srun each task may see one GPU only, its own; elsewhere ranks share what is visible."""
     assert choose_device(launcher, local_rank, visible) == device
@@ -462,9 +502,14 @@ def test_f54_the_launch_script_uses_the_visible_gpus(visible: str, tmp_path: Pat
     stand_in = "import os; open('seen-' + os.environ['RANK'], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
     (tmp_path / "trainer/train.py").write_text(stand_in)
     done = subprocess.run(
-        ["launch/local.sh", "x.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        ["launch/local.sh", "x.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
         env=environment() | {"CUDA_VISIBLE_DEVICES": visible, "RANKS": "2"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == [visible, visible]
     too_many = environment() | {"CUDA_VISIBLE_DEVICES": visible, "RANKS": "3"}
@@ -480,18 +525,23 @@ def test_f51_each_variable_is_stored_at_its_own_times(tmp_path: Path) -> None:
     lat, lon = np.arange(20.0, 24.0), np.arange(100.0, 105.0)
     hourly, slow = np.arange(4), np.array([0, 3, 6, 9])
     ones = np.ones((4, 4, 5), "f4")
-    fields = {"u10": (("time", "latitude", "longitude"), hourly[:, None, None] * ones),
-              "pm2p5": (("time2", "latitude", "longitude"), slow[:, None, None] * ones)}  # fmt: skip
+    fields = {
+        "u10": (("time", "latitude", "longitude"), hourly[:, None, None] * ones),
+        "pm2p5": (("time2", "latitude", "longitude"), slow[:, None, None] * ones),
+    }
     since = {"units": "hours since 2015-03-01"}
-    coordinates = {"time": ("time", hourly, since), "time2": ("time2", slow, since),
-                   "latitude": ("latitude", lat, {"units": "degrees_north"}),
-                   "longitude": ("longitude", lon, {"units": "degrees_east"})}  # fmt: skip
+    coordinates = {
+        "time": ("time", hourly, since),
+        "time2": ("time2", slow, since),
+        "latitude": ("latitude", lat, {"units": "degrees_north"}),
+        "longitude": ("longitude", lon, {"units": "degrees_east"}),
+    }
     xr.Dataset(fields, coordinates).to_netcdf(tmp_path / "f.nc")
-    found = sources.catalogue(FIELD | {"u": sources.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
+    found = make_catalogue(FIELD | {"u": spellings.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == slow).all()
     assert ((found.hours["u"] - start).astype(int) == hourly).all()
-    values = sources.Reader(found, start, 10)._field("pm25")
+    values = reader.Reader(found, start, 10)._field("pm25")
     assert values is not None
     assert (values[9] == 9).all()
 
@@ -500,13 +550,13 @@ def test_f51_a_lead_time_that_is_asked_for_and_not_there_is_refused(tmp_path: Pa
     """One of two was dropped; and 9 h in nanoseconds were 9.000000000000002 h."""
     forecast_file(tmp_path / "f.nc", [0], [6, 9, 12])
     with pytest.raises(DataError, match="--lead asks for 6, 8 h"):
-        sources.catalogue(FIELD, [tmp_path / "f.nc"], (6.0, 8.0))
+        make_catalogue(FIELD, [tmp_path / "f.nc"], (6.0, 8.0))
     with xr.open_dataset(tmp_path / "f.nc", decode_times=False) as dataset:
         changed = dataset.load()
     period = changed.forecast_period
     changed["forecast_period"] = ("forecast_period", (period.to_numpy() * 3.6e12).astype("i8"), {"units": "nanoseconds"})
     changed.to_netcdf(tmp_path / "g.nc")
-    found = sources.catalogue(FIELD, [tmp_path / "g.nc"], (6.0, 9.0))
+    found = make_catalogue(FIELD, [tmp_path / "g.nc"], (6.0, 9.0))
     assert len(found.hours["pm25"]) == 2
 
 
@@ -514,9 +564,9 @@ def test_f44_a_replacement_that_was_killed_between_its_two_renames_gives_the_nam
     """A roll-back saves its step again: for a moment step N had no name, and a run with one checkpoint began anew."""
     make(tmp_path, 4, None)
     checkpoint = make(tmp_path, 8, None)
-    store._move_aside(checkpoint)
+    saving._move_aside(checkpoint)
     assert [found.step for found in store.look(tmp_path)] == [4]
-    store.mend(tmp_path)
+    saving.mend(tmp_path)
     assert store.newest_valid(tmp_path) == checkpoint
     assert store.verify(checkpoint) == []
 
@@ -534,9 +584,9 @@ def test_a_missing_value_is_missing_in_every_form_that_files_state_it(stated: An
     """A double on float data, several, or text: -999.9 was a value, or a traceback."""
     values = np.array([1.0, -999.9, 3.0], "f4")
     array = xr.DataArray(values, dims="x", name="pm25", attrs={"missing_value": stated})
-    assert np.isnan(sources._decoded(array)).tolist() == [False, True, False]
+    assert np.isnan(files.decoded(array)).tolist() == [False, True, False]
     with pytest.raises(DataError, match="is not a number"):
-        sources._decoded(array.assign_attrs(missing_value="none"))
+        files.decoded(array.assign_attrs(missing_value="none"))
 
 
 def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_path: Path) -> None:
@@ -550,7 +600,7 @@ def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_p
         changed.to_netcdf(tmp_path / "c.nc")
         files = [tmp_path / "a.nc", tmp_path / "c.nc"]
         if message is None:
-            assert len(sources.catalogue(FIELD, files).hours["pm25"]) == 4
+            assert len(make_catalogue(FIELD, files).hours["pm25"]) == 4
         else:
             with pytest.raises(DataError, match=message):
-                sources.catalogue(FIELD, files)
+                make_catalogue(FIELD, files)

@@ -62,7 +62,8 @@ def test_f20_the_evidence_is_kept_with_the_run_and_an_old_report_does_not_speak_
     (tmp_path / "watchdog/rank-1.txt").write_text("of the hang before this one")
     os.utime(tmp_path / "watchdog/rank-1.txt", (1.0, 1.0))
     code = (
-        "import sys, time; from pathlib import Path; from trainer.config import Watch; from trainer.watchdog import Watchdog\n"
+        "import sys, time; from pathlib import Path\n"
+        "from trainer.config import Watch; from trainer.process.watchdog import Watchdog\n"
         "with Watchdog(Path(sys.argv[1]), 0, 3, Watch(step=1.0)) as watchdog:\n"
         "    watchdog.enter('step'); where_it_hangs = time.sleep(60)\n"
     )

@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from tests.launching import ROOT
-from trainer.config import ConfigError, Run, dump, load, validate
+from trainer.config import ConfigError, Run
+from trainer.config_file import dump, load, validate
 from trainer.engine import learning_rate, resolve_deepspeed
 
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"

@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from data import DataError
-from data.legacy_scan import one_regional_table, ours, read_tables
-from data.store import Store
-from data.wind_scan import ScanCache, open_cache
+from data.store.layout import Store
+from data.wind_scan.cache import ScanCache, open_cache
+from data.wind_scan.legacy import one_regional_table, ours, read_tables
 from tests.launching import module
 
 
 def old_order(rows: int, cols: int, gh: int, gw: int, angle: float) -> torch.Tensor:
     """Patch by patch, as legacy.md has it: projection of scaled row and column on the wind, stable ascending sort."""
-    along = [(k % cols / (gw - 1) * 2 - 1) * np.cos(angle) - (k // cols / (gh - 1) * 2 - 1) * np.sin(angle)
-             for k in range(rows * cols)]  # fmt: skip
+    along = [
+        (k % cols / (gw - 1) * 2 - 1) * np.cos(angle) - (k // cols / (gh - 1) * 2 - 1) * np.sin(angle)
+        for k in range(rows * cols)
+    ]
     return torch.tensor(sorted(range(rows * cols), key=lambda k: round(along[k], 9)))
 
 
@@ -30,10 +32,15 @@ def old_cache(gh: int = 8, gw: int = 16, regions: tuple[int, int] = (4, 4)) -> d
     rh, rw = gh // regions[0], gw // regions[1]
     table = {s: old_order(rh, rw, gh, gw, a) for s, a in enumerate(angles)}
     return {
-        "grid_h": gh, "grid_w": gw, "num_sectors": 16, "regions_h": regions[0], "regions_w": regions[1],
-        "sector_angles": angles, "cached_orders": {s: old_order(gh, gw, gh, gw, a) for s, a in enumerate(angles)},
+        "grid_h": gh,
+        "grid_w": gw,
+        "num_sectors": 16,
+        "regions_h": regions[0],
+        "regions_w": regions[1],
+        "sector_angles": angles,
+        "cached_orders": {s: old_order(gh, gw, gh, gw, a) for s, a in enumerate(angles)},
         "regional_cached_orders": {r: {s: o.clone() for s, o in table.items()} for r in range(regions[0] * regions[1])},
-    }  # fmt: skip
+    }
 
 
 def write(path: Path, content: object) -> Path:

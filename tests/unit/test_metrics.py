@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.metrics import ErrorSums, weighted_mse
+from trainer.scores.errors import ErrorSums, weighted_mse
 
 
 def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> None:
@@ -29,10 +29,12 @@ def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> Non
             rmse = np.sqrt(np.average((f - t)[k] ** 2, weights=w[k]))
             persistence = np.sqrt(np.average((p - t)[c] ** 2, weights=w[c]))
             expected = {
-                "rmse": rmse, "mae": np.average(abs(f - t)[k], weights=w[k]), "bias": np.average((f - t)[k], weights=w[k]),
+                "rmse": rmse,
+                "mae": np.average(abs(f - t)[k], weights=w[k]),
+                "bias": np.average((f - t)[k], weights=w[k]),
                 "persistence_rmse": persistence,
                 "skill": 1 - np.average((f - t)[c] ** 2, weights=w[c]) / persistence**2,
-            }  # fmt: skip
+            }
             for name, value in expected.items():
                 assert float(table[name][variable, column]) == pytest.approx(value, rel=1e-12), name
 

@@ -18,12 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import obvious
-from trainer.model import attention
-from trainer.model.attention import _Halves, _query_chunks, _Triangles, elevation_biased_attention
-from trainer.model.compat import LEGACY_BIAS_FLOOR, legacy_arguments, legacy_orders
+from trainer.model import elevation_bias, flash
+from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture, forward_flops, training_flops
+from trainer.model.compat import legacy_arguments, legacy_orders
+from trainer.model.elevation_bias import _query_chunks, elevation_biased_attention
 from trainer.model.embedding import embed_and_aggregate
-from trainer.model.flops import forward_flops, training_flops
-from trainer.model.topoflow import Architecture, PositionsAlongWind, TopoFlow, patch_mean
+from trainer.model.flash import Halves, Triangles
+from trainer.model.topoflow import PositionsAlongWind, TopoFlow, patch_mean
 
 TARGETS = (12, 5, 6, 7, 8, 9)
 PUBLISHED = Architecture(grid=(128, 256), variables=15, target_channels=TARGETS)
@@ -61,12 +62,20 @@ def relative(a: Tensor, b: Tensor) -> float:
 def published_shapes(bias: bool) -> dict[str, tuple[int, ...]]:
     d, v = 768, 15
     shapes: dict[str, tuple[int, ...]] = {
-        "var_embed": (1, v, d), "var_query": (1, 1, d), "pos_embed": (1, 8192, d),
-        "token_embeds.proj_weights": (v, d, 1, 2, 2), "token_embeds.proj_biases": (v, d),
-        "var_agg.in_proj_weight": (3 * d, d), "var_agg.in_proj_bias": (3 * d,),
-        "var_agg.out_proj.weight": (d, d), "var_agg.out_proj.bias": (d,),
-        "lead_time_embed.weight": (d, 1), "lead_time_embed.bias": (d,), "norm.weight": (d,), "norm.bias": (d,),
-    }  # fmt: skip
+        "var_embed": (1, v, d),
+        "var_query": (1, 1, d),
+        "pos_embed": (1, 8192, d),
+        "token_embeds.proj_weights": (v, d, 1, 2, 2),
+        "token_embeds.proj_biases": (v, d),
+        "var_agg.in_proj_weight": (3 * d, d),
+        "var_agg.in_proj_bias": (3 * d,),
+        "var_agg.out_proj.weight": (d, d),
+        "var_agg.out_proj.bias": (d,),
+        "lead_time_embed.weight": (d, 1),
+        "lead_time_embed.bias": (d,),
+        "norm.weight": (d,),
+        "norm.bias": (d,),
+    }
     for i in range(6):
         sizes = {
             "norm1": (d,),
@@ -96,9 +105,19 @@ def test_published_names_shapes_and_counts(bias: bool, parameters: int, tensors:
 def golden_model(arch: Architecture) -> TopoFlow:
     """A network with the reproducible weights of the golden files."""
     model = TopoFlow(arch).eval()
-    order = ["var_embed", "var_query", "pos_embed", "token_embeds.proj_weights", "token_embeds.proj_biases",
-             "var_agg.in_proj_weight", "var_agg.in_proj_bias", "var_agg.out_proj.weight", "var_agg.out_proj.bias",
-             "lead_time_embed.weight", "lead_time_embed.bias"]  # fmt: skip
+    order = [
+        "var_embed",
+        "var_query",
+        "pos_embed",
+        "token_embeds.proj_weights",
+        "token_embeds.proj_biases",
+        "var_agg.in_proj_weight",
+        "var_agg.in_proj_bias",
+        "var_agg.out_proj.weight",
+        "var_agg.out_proj.bias",
+        "lead_time_embed.weight",
+        "lead_time_embed.bias",
+    ]
     layers = [f"blocks.{i}.{n}" for i in range(2) for n in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
     order += [f"{n}.{kind}" for n in [*layers, "norm", "head.0", "head.2", "head.4"] for kind in ("weight", "bias")]
     rng = np.random.Generator(np.random.PCG64(1234))
@@ -214,10 +233,18 @@ class HostReads(TorchDispatchMode):
         self.patches.close()
 
 
-@pytest.mark.parametrize("wait", [
-    lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: bool(x.sum() > 0), lambda x: x.tolist(), lambda x: x.cpu(),
-    lambda x: x.masked_fill_(x > 0, 1.0).nonzero(), lambda x: x.repeat_interleave(torch.arange(3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.masked_fill_(x > 0, 1.0).nonzero(),
+        lambda x: x.repeat_interleave(torch.arange(3)),
+    ],
+)
 def test_a_host_that_waits_is_noticed(wait: Any) -> None:
     with HostReads() as host:
         wait(torch.tensor([1.0, -2.0, 3.0]))
@@ -230,20 +257,20 @@ def test_nothing_in_forward_and_backward_waits_for_a_gpu(kernel: str, reads: lis
     arch = replace(SMALL, dropout=0.3, drop_path=0.3)
     model = randomised(arch, dtype=torch.float32).train()
     given = arguments(arch, dtype=torch.float32)
-    with mock.patch.object(attention, "kernel_name", return_value=kernel), HostReads() as host:
+    with mock.patch.object(elevation_bias, "kernel_name", return_value=kernel), HostReads() as host:
         model(*given).square().mean().backward()
     assert host.seen == reads or (reads is None and "_local_scalar_dense" in host.seen)
 
 
-@pytest.mark.parametrize("kernel", [_Halves.apply, _Triangles.apply, _query_chunks], ids=["halves", "triangles", "chunks"])
+@pytest.mark.parametrize("kernel", [Halves.apply, Triangles.apply, _query_chunks], ids=["halves", "triangles", "chunks"])
 @pytest.mark.parametrize("slope", [0.0, 1.3e-3, -0.7e-3, 0.05])
 @pytest.mark.parametrize("shape", [(2, 48, 2, 8), (1, 700, 3, 24), (3, 101, 1, 16)])
 def test_elevation_bias_equals_the_materialised_one(
     kernel: Any, slope: float, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut into many small squares, into one, and into a number that is no power of two with an uneven last one."""
-    monkeypatch.setattr(attention, "DIAGONAL", 64)
-    monkeypatch.setattr(attention, "DIAGONAL_BACKWARD", 16)
+    monkeypatch.setattr(flash, "DIAGONAL", 64)
+    monkeypatch.setattr(flash, "DIAGONAL_BACKWARD", 16)
     torch.manual_seed(0)
     batch, tokens, heads, width = shape
     qkv = torch.randn(batch, tokens, 3, heads, width, dtype=torch.float64, requires_grad=True)
@@ -264,7 +291,7 @@ def test_elevation_bias_equals_the_materialised_one(
 @pytest.mark.parametrize(("tokens", "square"), [(1, 4), (4, 4), (5, 4), (64, 4), (101, 8)])
 def test_cuts_cover_every_pair_of_tokens_once(tokens: int, square: int) -> None:
     seen = torch.zeros(tokens, tokens, dtype=torch.int64)
-    squares, halves = attention._cut(tokens, square)
+    squares, halves = flash._cut(tokens, square)
     for s in squares:
         seen[s, s] += 1
     for low, high in halves:
@@ -277,7 +304,7 @@ def test_cuts_cover_every_pair_of_tokens_once(tokens: int, square: int) -> None:
 @pytest.mark.parametrize("kernel", ["flash halves", "flash triangles"])
 @pytest.mark.parametrize("slope", [0.0, 1.3e-3])
 def test_tokens_come_in_any_order_and_stay_in_it(kernel: str, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "kernel_name", lambda *_: kernel)
+    monkeypatch.setattr(elevation_bias, "kernel_name", lambda *_: kernel)
     torch.manual_seed(0)
     qkv = torch.randn(3, 40, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     z = torch.rand(3, 40, dtype=torch.float64) * 5000
@@ -291,12 +318,12 @@ def test_tokens_come_in_any_order_and_stay_in_it(kernel: str, slope: float, monk
         assert relative(ours, truth) < 1e-11
 
 
-@pytest.mark.parametrize("kernel", [_Halves.apply, _Triangles.apply], ids=["halves", "triangles"])
+@pytest.mark.parametrize("kernel", [Halves.apply, Triangles.apply], ids=["halves", "triangles"])
 def test_elevation_bias_in_bf16_is_as_good_as_plain_bf16_attention(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradient of qkv: to 1.5 of what plain attention loses to bf16. The slope's gradient, a sum that cancels:
     to 1.5 of what the plain formula's loses, over several draws."""
-    monkeypatch.setattr(attention, "DIAGONAL", 128)
-    monkeypatch.setattr(attention, "DIAGONAL_BACKWARD", 64)
+    monkeypatch.setattr(flash, "DIAGONAL", 128)
+    monkeypatch.setattr(flash, "DIAGONAL_BACKWARD", 64)
     slope_errors: dict[str, list[float]] = {"ours": [], "formula": []}
     for seed in range(6):
         torch.manual_seed(seed)
@@ -361,7 +388,7 @@ def test_triangles_keep_the_contract_of_a_gpus_operators(width: int) -> None:
     qkv = torch.empty(2, 130, 3, 2, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
     z, slope = torch.empty(2, 130, device="meta"), torch.empty((), device="meta", requires_grad=True)
     with FlashContract() as contract:
-        out = _Triangles.apply(qkv, z, slope)
+        out = Triangles.apply(qkv, z, slope)
         gradients = torch.autograd.grad(out, (qkv, slope), torch.empty_like(out))
     assert contract.calls == ["forward"] * 2 + ["backward"] * 2
     assert (out.shape, out.dtype) == ((2, 130, 2, width), torch.bfloat16)
@@ -387,7 +414,7 @@ def test_flops_are_those_that_torch_counts(change: dict) -> None:
     model = randomised(arch, dtype=torch.float32).eval()
     given = arguments(arch, dtype=torch.float32)
     with (
-        mock.patch.object(attention, "kernel_name", return_value="query chunks"),
+        mock.patch.object(elevation_bias, "kernel_name", return_value="query chunks"),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
@@ -417,21 +444,21 @@ def test_recomputation_changes_no_gradient(recompute: str) -> None:
 def test_a_gpu_gets_the_triangles_only_if_they_agree_there(caplog: pytest.LogCaptureFixture) -> None:
     """The check that a GPU's operators must pass, on operators that are right and on ones that are subtly wrong."""
     cpu = torch.device("cpu")
-    assert attention._triangles_error(cpu, torch.float32, 96) < 1e-5
-    assert attention._triangles_error(cpu, torch.bfloat16, 64) < 0.05
-    right = attention._flash_backward
+    assert elevation_bias._triangles_error(cpu, torch.float32, 96) < 1e-5
+    assert elevation_bias._triangles_error(cpu, torch.bfloat16, 64) < 0.05
+    right = flash._flash_backward
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         q, k, v = right(*arguments, **options)
         return q, k * 1.2, v
 
-    with mock.patch.object(attention, "_flash_backward", wrong):
-        assert attention._triangles_error(cpu, torch.float32, 96) > 0.05
-    choose = attention.kernel_name.__wrapped__
+    with mock.patch.object(flash, "_flash_backward", wrong):
+        assert elevation_bias._triangles_error(cpu, torch.float32, 96) > 0.05
+    choose = elevation_bias.kernel_name.__wrapped__
     for outcome, expected in ((0.01, "flash triangles"), (0.3, "query chunks"), (float("nan"), "query chunks")):
-        with mock.patch.object(attention, "_triangles_error", return_value=outcome):
+        with mock.patch.object(elevation_bias, "_triangles_error", return_value=outcome):
             assert choose("cuda", torch.bfloat16, 96) == expected
-    with mock.patch.object(attention, "_triangles_error", side_effect=AttributeError("no such operator")):
+    with mock.patch.object(elevation_bias, "_triangles_error", side_effect=AttributeError("no such operator")):
         assert choose("cuda", torch.bfloat16, 96) == "query chunks"
     assert caplog.text.count("slower query chunks") == 3
     assert choose("cuda", torch.float32, 96) == "query chunks"
@@ -448,8 +475,8 @@ def test_unused_dimensions_that_a_gpu_kernel_needs_change_nothing() -> None:
     slope = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     results = []
     for multiple in (1, 8):
-        with mock.patch.object(attention, "FLASH_WIDTH_MULTIPLE", multiple):
-            out = _Triangles.apply(qkv, z, slope)
+        with mock.patch.object(flash, "FLASH_WIDTH_MULTIPLE", multiple):
+            out = Triangles.apply(qkv, z, slope)
             results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, slope))))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.launching import ROOT
-from trainer import plan
-from trainer.config import ConfigError, load
+from trainer.config import ConfigError
+from trainer.config_file import load
+from trainer.preflight import plan
 
 CHINA = ROOT / "launch/configs/china_128x256.yaml"
 PARAMETERS = 52_481_341

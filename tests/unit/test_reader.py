@@ -10,8 +10,9 @@ import pytest
 import zarr
 
 from data import DataError
-from data.reader import ShardReader
-from data.store import Store, open_store
+from data.store.layout import Store
+from data.store.opening import open_store
+from data.store.reader import ShardReader
 
 
 @pytest.mark.parametrize("group", ["weather", "chemistry"])

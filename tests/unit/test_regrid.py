@@ -7,8 +7,10 @@ import pytest
 import xarray as xr
 import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 
-from data import DataError, regrid
-from data.regrid import Grid, build
+from data import DataError
+from data.prepare import grid as grids
+from data.prepare.grid import Grid
+from data.prepare.regrid import build
 from tests.reanalysis import lambert
 
 TARGET = Grid(np.linspace(48, 22, 14), np.linspace(90, 120, 17))
@@ -98,7 +100,7 @@ def test_cells_are_weighted_by_areas_of_overlap(curvilinear: bool) -> None:
         return (wide[:-1, :-1] + wide[1:, :-1] + wide[:-1, 1:] + wide[1:, 1:]) / 4
 
     x, y = corners(np.asarray(lon)), np.sin(np.deg2rad(corners(np.asarray(lat))))
-    south_north, west_east = np.sin(np.deg2rad(regrid.edges(TARGET.lat))), regrid.edges(TARGET.lon)
+    south_north, west_east = np.sin(np.deg2rad(grids.edges(TARGET.lat))), grids.edges(TARGET.lon)
     for row, col in ((2, 3), (7, 9), (11, 14)):
         box = (west_east[col], min(south_north[row : row + 2]), west_east[col + 1], max(south_north[row : row + 2]))
         weights = np.zeros(lat.shape)
@@ -121,10 +123,10 @@ def test_area_means_are_conserved(curvilinear: bool) -> None:
     """Source cells inside the target hand on exactly their area."""
     grid = two_dimensional(regular(67, 91)) if curvilinear else regular(67, 91)
     weights = build(grid, TARGET, "conservative").weights.toarray()
-    area = np.diff(np.sin(np.deg2rad(regrid.edges(TARGET.lat)))) * -np.diff(regrid.edges(TARGET.lon))[0]
+    area = np.diff(np.sin(np.deg2rad(grids.edges(TARGET.lat)))) * -np.diff(grids.edges(TARGET.lon))[0]
     given = (weights * np.repeat(area, len(TARGET.lon))[:, None]).sum(0).reshape(grid.shape)
     lat, lon = regular(67, 91).lat, regular(67, 91).lon
-    own = np.diff(np.sin(np.deg2rad(regrid.edges(lat))))[:, None] * np.diff(regrid.edges(lon))
+    own = np.diff(np.sin(np.deg2rad(grids.edges(lat))))[:, None] * np.diff(grids.edges(lon))
     inside = np.outer((lat > 24) & (lat < 46), (lon > 92) & (lon < 118))
     np.testing.assert_allclose(given[inside], own[inside], rtol=2e-5 if not curvilinear else 1e-3)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.command import LaunchError
-from trainer.runtime import find_ranks
+from trainer.process.ranks import LaunchError, find_ranks
 
 
 @pytest.mark.parametrize(

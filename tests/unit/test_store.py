@@ -11,10 +11,12 @@ import pytest
 import xarray as xr
 import zarr
 
-from data import DataError, store, variables
-from data.reader import ShardReader
-from data.store import Store, open_store
-from data.synthesize import load_static, synthesize
+from data import DataError, variables
+from data.store import layout, opening, writing
+from data.store.layout import Store
+from data.store.opening import open_store
+from data.store.reader import ShardReader
+from data.synthetic.synthesize import load_static, synthesize
 from tests.conftest import TINY
 
 
@@ -25,11 +27,19 @@ def read(path: Path, group: str) -> np.ndarray:
 def write_small(path: Path, weather: np.ndarray, chemistry: np.ndarray, shard_hours: int = 5) -> None:
     hours, _, rows, cols = weather.shape
     lat, lon, static = load_static(rows, cols)
-    store.create(path, times=np.datetime64("2020-02-27", "h") + np.arange(hours), lat=lat, lon=lon, static=static,
-                 splits={"train": (0, 7), "validation": (7, hours)}, shard_hours=shard_hours, provenance={})  # fmt: skip
+    writing.create(
+        path,
+        times=np.datetime64("2020-02-27", "h") + np.arange(hours),
+        lat=lat,
+        lon=lon,
+        static=static,
+        splits={"train": (0, 7), "validation": (7, hours)},
+        shard_hours=shard_hours,
+        provenance={},
+    )
     for start in range(0, hours, shard_hours):
-        store.write_block(path, "weather", start, weather[start : start + shard_hours])
-        store.write_block(path, "chemistry", start, chemistry[start : start + shard_hours])
+        writing.write_block(path, "weather", start, weather[start : start + shard_hours])
+        writing.write_block(path, "chemistry", start, chemistry[start : start + shard_hours])
 
 
 def small_fields(hours: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -56,12 +66,17 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path: Path) -> Non
     weather, chemistry = small_fields()
     chemistry[7:] *= 10.0  # validation hours must not be seen
     write_small(tmp_path / "s.zarr", weather, chemistry)
-    store.finalise(tmp_path / "s.zarr")
+    writing.finalise(tmp_path / "s.zarr")
     statistics = open_store(tmp_path / "s.zarr").statistics
     for channel, name in enumerate(variables.names("chemistry")):
         values = chemistry[:7, channel].astype("f8")
-        truth = {"mean": np.nanmean(values), "std": np.nanstd(values), "min": np.nanmin(values), "max": np.nanmax(values),
-                 "count": np.isfinite(values).sum()}  # fmt: skip
+        truth = {
+            "mean": np.nanmean(values),
+            "std": np.nanstd(values),
+            "min": np.nanmin(values),
+            "max": np.nanmax(values),
+            "count": np.isfinite(values).sum(),
+        }
         for key, value in truth.items():
             assert statistics[name][key] == pytest.approx(value, rel=1e-12), (name, key)
 
@@ -69,7 +84,7 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path: Path) -> Non
 def test_values_and_missing_shares_come_back(tmp_path: Path) -> None:
     weather, chemistry = small_fields()
     write_small(tmp_path / "s.zarr", weather, chemistry)
-    store.finalise(tmp_path / "s.zarr")
+    writing.finalise(tmp_path / "s.zarr")
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "chemistry"), chemistry)
     opened = open_store(tmp_path / "s.zarr")
     np.testing.assert_allclose(opened.missing["chemistry"], np.isnan(chemistry).mean((2, 3)), atol=1e-6)
@@ -84,7 +99,7 @@ def test_fingerprint_follows_every_value(tmp_path: Path) -> None:
         altered = chemistry.copy()
         altered[11, 5, 7, 15] = 40.0 + change  # outside the training split: statistics stay equal
         write_small(tmp_path / name, weather, altered)
-        prints.append(store.finalise(tmp_path / name))
+        prints.append(writing.finalise(tmp_path / name))
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -105,12 +120,12 @@ def test_edited_statistics_are_refused(tiny: Store, tmp_path: Path) -> None:
 def test_verify_names_the_hours_of_a_flipped_byte(tiny: Store, tmp_path: Path) -> None:
     path = tmp_path / "flipped.zarr"
     shutil.copytree(tiny.path, path)
-    assert store.verify(open_store(path)) == []
+    assert opening.verify(open_store(path)) == []
     shard = path / "chemistry/c/1/0/0/0"
     content = bytearray(shard.read_bytes())
     content[1000] ^= 1
     shard.write_bytes(content)
-    (wrong,) = store.verify(open_store(path))
+    (wrong,) = opening.verify(open_store(path))
     assert wrong.startswith("chemistry from 2015-01-03T00 to 2015-01-04T23")
 
 
@@ -126,11 +141,11 @@ def test_unfinished_store_does_not_open_and_names_what_is_absent(tmp_path: Path)
     path = tmp_path / "s.zarr"
     weather, chemistry = small_fields()
     write_small(path, weather, chemistry)
-    (store.parts_path(path) / "weather-1.json").unlink()
+    (layout.parts_path(path) / "weather-1.json").unlink()
     with pytest.raises(DataError, match="unfinished"):
         open_store(path)
     with pytest.raises(DataError, match=r"shards \[1\] of 'weather'"):
-        store.finalise(path)
+        writing.finalise(path)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +164,22 @@ def test_constant_variable_is_refused(tmp_path: Path) -> None:
     weather[:, 3] = 50.0
     write_small(tmp_path / "s.zarr", weather, chemistry)
     with pytest.raises(DataError, match="'rh' is constant"):
-        store.finalise(tmp_path / "s.zarr")
+        writing.finalise(tmp_path / "s.zarr")
 
 
 def test_overlapping_splits_are_refused(tmp_path: Path) -> None:
     lat, lon, static = load_static(8, 16)
     with pytest.raises(DataError, match="not overlap"):
-        store.create(tmp_path / "s.zarr", times=np.datetime64("2020-01-01", "h") + np.arange(10), lat=lat, lon=lon,
-                     static=static, splits={"train": (0, 6), "test": (5, 10)}, shard_hours=5, provenance={})  # fmt: skip
+        writing.create(
+            tmp_path / "s.zarr",
+            times=np.datetime64("2020-01-01", "h") + np.arange(10),
+            lat=lat,
+            lon=lon,
+            static=static,
+            splits={"train": (0, 6), "test": (5, 10)},
+            shard_hours=5,
+            provenance={},
+        )
 
 
 def test_existing_store_is_not_overwritten(tiny: Store) -> None:

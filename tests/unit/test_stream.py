@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from data import DataError
 from data.batch import Normalizer
-from data.store import Store
-from data.stream import SampleIndex, Stream, index_samples, positions_of_rank, step_start
+from data.samples import SampleIndex, index_samples, positions_of_rank, step_start
+from data.store.layout import Store
+from data.stream import Stream
 from data.variables import CHANNEL_OF, MODEL_INPUTS, MODEL_TARGETS
-from data.wind_scan import ScanCache
+from data.wind_scan.cache import ScanCache
 
 
 @given(st.integers(1, 400), st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**9))
@@ -96,8 +97,13 @@ def test_listed_samples_are_shared_equally_and_counted_once(tiny: Store, world: 
     stream = Stream(tiny, index, None, "none", 2, 128, False)
     shares = [list(stream.listed(numbers, 2, world, rank)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    counted = [(int(h), int(lead)) for share in shares for b in share
-               for h, lead, c in zip(b.hours, b.lead_hours, b.counted, strict=True) if c]  # fmt: skip
+    counted = [
+        (int(h), int(lead))
+        for share in shares
+        for b in share
+        for h, lead, c in zip(b.hours, b.lead_hours, b.counted, strict=True)
+        if c
+    ]
     assert sorted(counted) == sorted(zip(index.t[numbers].tolist(), index.lead[numbers].tolist(), strict=True))
 
 

@@ -9,8 +9,10 @@ import pytest
 import zarr
 
 from data import DataError, variables
-from data.store import Store
-from data.synthesize import BACKGROUND, SPECIES, Atmosphere, Recipe, load_static, synthesize
+from data.store.layout import Store
+from data.synthetic.atmosphere import BACKGROUND, SPECIES, Atmosphere
+from data.synthetic.recipe import Recipe
+from data.synthetic.synthesize import load_static, synthesize
 
 RECIPE = Recipe(rows=32, cols=64, seed=1)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.store import Store
-from data.wind_scan import NO_WIND, Geometry, ScanCache, geometry_of, open_cache, order_along_wind, sector_codes
+from data.store.layout import Store
+from data.wind_scan.cache import ScanCache, open_cache
+from data.wind_scan.orders import NO_WIND, Geometry, geometry_of, order_along_wind, sector_codes
 
 GEOMETRY = Geometry(grid=(16, 32), patch=2, regions=(4, 4), sectors=16, aspect=1.3, north_first=True)
 
@@ -28,9 +29,10 @@ def test_orders_run_downwind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sector", "first_row", "first_col"), [(0, None, 0), (4, 3, None), (8, None, 3), (12, 0, None)],
+    ("sector", "first_row", "first_col"),
+    [(0, None, 0), (4, 3, None), (8, None, 3), (12, 0, None)],
     ids=["to the east", "to the north", "to the west", "to the south"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("north_first", [True, False])
 def test_cardinal_winds_start_at_the_upwind_edge(sector, first_row, first_col, north_first) -> None:
     geometry = Geometry(GEOMETRY.grid, 2, (4, 4), 16, 1.0, north_first)

@@ -10,26 +10,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data import Refusal
 from trainer.checkpoint.manifest import CheckpointError
 
 T = TypeVar("T")
 
 
-def on_main(work: Callable[[], T], refusals: tuple[type[Exception], ...] = ()) -> T:
-    """Do on rank 0 alone what needs one reader or writer; every rank has its result, or its error; collective.
+def on_main(work: Callable[[], T]) -> T:
+    """Do on rank 0 alone what needs one reader or writer; every rank has its result, or its refusal; collective.
 
-    Without this a rank 0 that fails leaves the others waiting for it. Any other error than those named ends rank 0 with a
-    traceback, and the others by their broken connection.
+    Without this a rank 0 that fails leaves the others waiting for it. Any other error ends rank 0 with a traceback, and the
+    others by their broken connection. Without a process group this process is the only one.
 
-    Args:
-        refusals: errors to raise on every rank, beside CheckpointError; an OSError becomes a CheckpointError.
+    Raises:
+        Refusal: on every rank, what rank 0 was refused; an OSError becomes a CheckpointError.
     """
+    if not dist.is_initialized():
+        return work()
     outcome: list[Any] = [None, None]  # result, error
-    known: tuple[type[Exception], ...] = (CheckpointError, *refusals)
     if dist.get_rank() == 0:
         try:
             outcome[0] = work()
-        except known as error:
+        except Refusal as error:
             outcome[1] = error
         except OSError as error:
             outcome[1] = CheckpointError(f"rank 0: {error}")

@@ -41,16 +41,37 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"{", "JSON: weights lie beside it, as .safetensors or .ckpt"),
 )
 STORAGES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 # Nothing of these is ever imported here; a file that names them wants to do something, and is not looked at any further.
 HARMFUL = {"os", "posix", "nt", "sys", "subprocess", "runpy", "pty", "socket", "ctypes", "importlib", "shutil", "webbrowser"}
 HARMFUL_BUILTINS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 # What unpickling a damaged or foreign file can raise.
-BAD_PICKLE = (pickle.UnpicklingError, RuntimeError, EOFError, AssertionError, ValueError, TypeError, KeyError, AttributeError,
-              IndexError, struct.error, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+BAD_PICKLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass
@@ -95,8 +116,16 @@ def require_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
-            struct.error) as error:  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise CheckpointError(f"{path} cannot be read: the archive is damaged or cut off ({error}). Fetch it again.") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: '{damaged}' does not have its checksum. Fetch it again.")
@@ -171,8 +200,9 @@ def _choose(path: Path, content: Any) -> Foreign:
         if not found or all("ema" in where.lower() for where in found):
             search(content, "", 0)
     if not found:
-        raise CheckpointError(f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under "
-                              f"{', '.join(STATE_KEYS[:4])}.")  # fmt: skip
+        raise CheckpointError(
+            f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under {', '.join(STATE_KEYS[:4])}."
+        )
     order = sorted(found, key=lambda w: ("ema" in w.lower(), *(w.split(".")[0] != key for key in STATE_KEYS), -len(found[w])))
     taken, *also = order
     tensors = {name: _resolved(value) for name, value in found[taken].items()}

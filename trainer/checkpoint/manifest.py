@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import field
@@ -11,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from data import Refusal
+
 FORMAT = 2
 MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
-class CheckpointError(Exception):
+class CheckpointError(Refusal):
     """A checkpoint is absent, damaged or belongs to another run; the message names it and the remedy."""
 
 
@@ -121,8 +124,10 @@ def read(checkpoint: Path) -> Manifest:
         raise CheckpointError(f"no checkpoint at {checkpoint} (it has no {MANIFEST}).")
     tree = read_json(path)
     if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
-        raise CheckpointError(f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own shards: "
-                              f"start a new run from its weights with init_from.path={checkpoint}.")  # fmt: skip
+        raise CheckpointError(
+            f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own shards: "
+            f"start a new run from its weights with init_from.path={checkpoint}."
+        )
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
@@ -133,3 +138,8 @@ def read(checkpoint: Path) -> Manifest:
 
 def write(manifest: Manifest, path: Path) -> None:
     path.write_text(json.dumps(manifest.model_dump(mode="python"), indent=1), encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

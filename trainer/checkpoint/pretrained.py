@@ -5,23 +5,22 @@ Knows files and tensors; which foreign key means which parameter is the caller's
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer.checkpoint.foreign import Foreign, read_file, require_checksums
-from trainer.checkpoint.manifest import MANIFEST, CheckpointError, read, read_json
+from trainer.checkpoint.manifest import MANIFEST, CheckpointError, read, read_json, sha256_of
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 RECORD = "recorded.json"  # beside imported weights that came with a record
@@ -65,14 +64,28 @@ class ImportReport:
     def to_json(self) -> dict[str, Any]:
         total = sum(self.expected.values())
         return {
-            "source": self.source, "parameters": total, "share_loaded": self.share, "complete": self.complete,
-            "loaded": len(self.loaded), "missing": self.missing, "unexpected": sorted(self.unexpected),
-            "misshapen": self.misshapen, "allowed_missing": self.allowed_missing, "remapped": self.remapped,
-            "ignored": self.ignored, "unfit": self.unfit, "taken": self.taken, "not_taken": self.also,
-        }  # fmt: skip
+            "source": self.source,
+            "parameters": total,
+            "share_loaded": self.share,
+            "complete": self.complete,
+            "loaded": len(self.loaded),
+            "missing": self.missing,
+            "unexpected": sorted(self.unexpected),
+            "misshapen": self.misshapen,
+            "allowed_missing": self.allowed_missing,
+            "remapped": self.remapped,
+            "ignored": self.ignored,
+            "unfit": self.unfit,
+            "taken": self.taken,
+            "not_taken": self.also,
+        }
 
-    def show(self, console: Console) -> None:
+    def show(self, file: IO[str]) -> None:
         """Print counts and shares, and every key that is not simply loaded."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(file=file, width=max(110, Console().width))
         total = sum(self.expected.values())
         table = Table("", "tensors", "parameters", "share", title=f"import of {self.source}")
         rows = [
@@ -86,15 +99,15 @@ class ImportReport:
         for label, tensors, parameters in rows:
             table.add_row(label, str(tensors), f"{parameters:,}", f"{100 * parameters / total:.4f} %")
         console.print(table)
-        for label, names in (("missing", self.missing), ("unexpected", sorted(self.unexpected)), ("ignored", self.ignored)):
-            for name in names:
-                console.print(f"  {label}: {name}")
+        lines = [f"missing: {name}" for name in self.missing]
+        lines += [f"unexpected: {name}" for name in sorted(self.unexpected)]
+        lines += [f"ignored: {name}" for name in self.ignored]
         if self.also:
-            console.print(f"  taken: '{self.taken}'; not taken: {', '.join(repr(name) for name in self.also)}")
-        for name, why in self.unfit.items():
-            console.print(f"  not weights: {name}: {why}")
-        for name, shapes in self.misshapen.items():
-            console.print(f"  misshapen: {name}: {shapes}")
+            lines.append(f"taken: '{self.taken}'; not taken: {', '.join(repr(name) for name in self.also)}")
+        lines += [f"not weights: {name}: {why}" for name, why in self.unfit.items()]
+        lines += [f"misshapen: {name}: {shapes}" for name, shapes in self.misshapen.items()]
+        for line in lines:
+            console.print(f"  {line}")
         for old, new in self.remapped.items():
             console.print(f"  remapped: {old} -> {new}", style="dim")
 
@@ -196,8 +209,9 @@ def _read_directory(path: Path) -> Foreign:
         try:
             path = path / (path / "latest").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}/latest is not the text that DeepSpeed writes ({error}): name the directory of one "
-                                  "checkpoint.") from error  # fmt: skip
+            raise CheckpointError(
+                f"{path}/latest is not the text that DeepSpeed writes ({error}): name the directory of one checkpoint."
+            ) from error
     if any(path.glob("*_optim_states.pt")):
         return Foreign(_read_deepspeed(path))
     if (path / "mp_rank_00_model_states.pt").is_file():  # stage 0 keeps its weights here alone
@@ -232,8 +246,17 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
             merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened.") from error
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, TypeError,
-            EOFError) as error:  # fmt: skip
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        IndexError,
+        TypeError,
+        EOFError,
+    ) as error:
         raise CheckpointError(f"{path} is no whole DeepSpeed checkpoint ({type(error).__name__}: {error}).") from error
     finally:
         if before is None:
@@ -241,11 +264,6 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
         else:
             os.environ[FORCE_WEIGHTS_ONLY] = before
     return {name: tensor.detach() for name, tensor in merged.items()}
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recorded_beside(path: Path) -> dict[str, Any] | None:
@@ -257,8 +275,13 @@ def recorded_beside(path: Path) -> dict[str, Any] | None:
     """
     if (path / MANIFEST).is_file():
         m = read(path)
-        return {"statistics": m.statistics, "fingerprints": m.fingerprints, "val_loss": m.own_val_loss,
-                "val_step": m.progress.val_step, "step": m.step}  # fmt: skip
+        return {
+            "statistics": m.statistics,
+            "fingerprints": m.fingerprints,
+            "val_loss": m.own_val_loss,
+            "val_step": m.progress.val_step,
+            "step": m.step,
+        }
     for file in (path / RECORD, path.with_suffix(".json")):
         recorded = read_json(file) if file.is_file() else None
         if isinstance(recorded, dict) and recorded.keys() >= RECORDED:
@@ -270,3 +293,19 @@ def recorded_beside(path: Path) -> dict[str, Any] | None:
 def write_report(report: ImportReport, path: Path, **more: str) -> None:
     """As JSON; `more` beside it."""
     path.write_text(json.dumps(report.to_json() | more, indent=1))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """Under its own name only once it is whole.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        return partial.rename(path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # what the writers raise on a full disk
+        raise CheckpointError(f"{path} could not be written ({error}).") from error
+    finally:
+        partial.unlink(missing_ok=True)

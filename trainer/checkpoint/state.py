@@ -10,19 +10,32 @@ from, and in the weights of the forward pass. `prove` then compares both, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint import consistency
 from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint.store import manifest
+from trainer.checkpoint.zero import (
+    MOMENTS,
+    create_states,
+    misplaced_masters,
+    read_parameter,
+    shape_of,
+    states_of,
+    step_of_adam,
+    write_forward,
+    write_parameter,
+)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS_FILE = Path("weights.safetensors")
 SHARE_BYTES = 1 << 30  # of optimizer state; more is gathered on, and written by, several ranks
 
@@ -33,11 +46,6 @@ class Named:
 
     weights: dict[str, Tensor] = field(default_factory=dict)  # parameters and persistent buffers
     moments: dict[str, Tensor] = field(default_factory=dict)  # "NAME.exp_avg", "NAME.exp_avg_sq", "NAME.step"; none: zeros
-
-
-def shape_of(parameter: Tensor) -> torch.Size:
-    """Shape of the whole parameter, also where ZeRO 3 has partitioned it."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def capture(engine: Any) -> dict[Path, dict[str, Tensor]]:
@@ -53,8 +61,8 @@ def capture(engine: Any) -> dict[Path, dict[str, Tensor]]:
         files[WEIGHTS_FILE] = weights
     for file, writer, names in shares({name: shape_of(p).numel() for name, p in trained.items()}, dist.get_world_size()):
         for name in names:
-            values = {f"{name}.{kind}": _read(engine, trained[name], kind) for kind in MOMENTS}
-            values[f"{name}.step"] = _step(engine)
+            values = {f"{name}.{kind}": read_parameter(engine, trained[name], kind) for kind in MOMENTS}
+            values[f"{name}.step"] = step_of_adam(engine)
             if dist.get_rank() == writer:
                 files.setdefault(file, {}).update({key: _published(value) for key, value in values.items()})
     return files
@@ -88,20 +96,24 @@ def restore(engine: Any, named: Named) -> None:
     """
     parameters = dict(engine.module.named_parameters())
     with_moments = consistency.on_main(lambda: _require_fitting(engine, named))
-    _create_states(engine)
+    create_states(engine)
     for buffer_name, buffer in _persistent_buffers(engine):
         buffer.copy_(_from_main(named.weights.get(buffer_name), buffer.shape, engine.device).to(buffer.dtype))
     for name, parameter in parameters.items():
         value = _from_main(named.weights.get(name), shape_of(parameter), engine.device)
-        _write(engine, parameter, None, value)
-        _write_forward(parameter, value)
+        write_parameter(engine, parameter, None, value)
+        write_forward(parameter, value)
         for kind in MOMENTS if parameter.requires_grad else ():
             given = named.moments.get(f"{name}.{kind}")
-            _write(engine, parameter, kind, _from_main(given, shape_of(parameter), engine.device) if with_moments
-                   else torch.zeros_like(value))  # fmt: skip
+            write_parameter(
+                engine,
+                parameter,
+                kind,
+                _from_main(given, shape_of(parameter), engine.device) if with_moments else torch.zeros_like(value),
+            )
     steps = [tensor for key, tensor in named.moments.items() if key.endswith(".step")]
     step = _from_main(steps[0] if steps else torch.zeros(()), torch.Size(()), engine.device)
-    for state in _states(engine):
+    for state in states_of(engine):
         state["step"].fill_(step.item())
 
 
@@ -121,12 +133,14 @@ def prove(engine: Any, recorded: dict[str, str]) -> None:
     consistency.require_equal(
         consistency.hash_tensors(_everything(engine)), recorded, "optimizer's weights and moments before the next step"
     )
-    misplaced = _misplaced_masters(engine)
+    misplaced = misplaced_masters(engine)
     everywhere = torch.tensor(float(misplaced), device=engine.device)
     dist.all_reduce(everywhere)
     if everywhere:
-        raise CheckpointError("under these settings DeepSpeed keeps the optimizer's state of a parameter elsewhere than it "
-                              "says: nothing was trained. Compare its configuration with ds_configs/.")  # fmt: skip
+        raise CheckpointError(
+            "under these settings DeepSpeed keeps the optimizer's state of a parameter elsewhere than it "
+            "says: nothing was trained. Compare its configuration with ds_configs/."
+        )
 
 
 def hashes_of(named: Named, engine: Any) -> dict[str, str]:
@@ -150,46 +164,20 @@ def changed(named: Named, recorded: dict[str, str]) -> list[str]:
     return sorted(name for name in hashes.keys() | recorded.keys() if hashes.get(name) != recorded.get(name))
 
 
-def _misplaced_masters(engine: Any) -> bool:
-    """Whether masters lie elsewhere than the weights that the next step copies them to.
-
-    Names are found by DeepSpeed's own map of its flat masters; this looks at the flat tensors themselves, which a step
-    copies whole, and so does not believe that map. Moments lie where masters do.
-    """
-    optimizer, rank, padding = engine.optimizer, dist.get_rank(), 0
-    pairs: Iterable[tuple[Tensor, Tensor]]
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
-        pairs = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
-        for parameter in engine.module.parameters():  # what fills a short share up is never looked at
-            length = parameter.ds_tensor.numel()
-            padding += length - min(length, max(0, parameter.ds_numel - rank * length))
-    elif hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO 1 and 2
-        mine = [partitions[rank] for partitions in optimizer.parallel_partitioned_bit16_groups]
-        pairs = zip(optimizer.single_partition_of_fp32_groups, mine, strict=True)
-    elif hasattr(optimizer, "bf16_partitioned_groups"):  # ZeRO 1 under bf16
-        mine = [partitions[rank] for partitions in optimizer.bf16_partitioned_groups]
-        pairs = zip(optimizer.fp32_groups_flat_partition, mine, strict=True)
-    else:  # whole: an fp32 copy of each weight, or the weight itself
-        masters = _plain_masters(engine)
-        pairs = [(masters.get(id(p), p), p) for p in engine.module.parameters()]
-    differing = [master.to(weight.device, weight.dtype) != weight for master, weight in pairs if weight is not None]
-    return sum(int(elements.sum()) for elements in differing) > padding
-
-
 def _everything(engine: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.module.named_parameters():
-        yield name, _read(engine, parameter, None)
+        yield name, read_parameter(engine, parameter, None)
         for kind in MOMENTS if parameter.requires_grad else ():
-            yield f"{name}.{kind}", _read(engine, parameter, kind)
+            yield f"{name}.{kind}", read_parameter(engine, parameter, kind)
         if parameter.requires_grad:
-            yield f"{name}.step", _step(engine)
+            yield f"{name}.step", step_of_adam(engine)
 
 
 def _full_weights(engine: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers in fp32 on the CPU of rank 0 (empty elsewhere); collective."""
     weights = {}
     for name, parameter in engine.module.named_parameters():
-        value = _read(engine, parameter, None)
+        value = read_parameter(engine, parameter, None)
         if dist.get_rank() == 0:
             weights[name] = _published(value)
     if dist.get_rank() == 0:
@@ -220,8 +208,9 @@ def _require_fitting(engine: Any, named: Named) -> bool:
         wrong.extend(f"{what} '{name}' is missing" for name in wanted.keys() - given.keys())
         wrong.extend(f"{what} '{name}' is unknown here" for name in given.keys() - wanted.keys())
         misshapen = {name: shape for name, shape in wanted.items() if name in given and not fits(given[name].shape, shape)}
-        wrong.extend(f"{what} '{name}' has shape {tuple(given[name].shape)}, not {tuple(shape)}"
-                     for name, shape in misshapen.items())  # fmt: skip
+        wrong.extend(
+            f"{what} '{name}' has shape {tuple(given[name].shape)}, not {tuple(shape)}" for name, shape in misshapen.items()
+        )
 
     parameters = dict(engine.module.named_parameters())
     buffers = {name: buffer.shape for name, buffer in _persistent_buffers(engine)}
@@ -252,105 +241,30 @@ def _from_main(value: Tensor | None, shape: torch.Size, device: torch.device) ->
     return sent
 
 
-def _inner(engine: Any) -> Any:
-    """torch's AdamW, inside whatever DeepSpeed wraps around it."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The fp32 parameters by name.
+
+    Raises:
+        CheckpointError: the file is absent or damaged.
+    """
+    return _load(checkpoint / WEIGHTS_FILE)
 
 
-def _updated(engine: Any) -> list[Tensor]:
-    """The tensors that AdamW updates on this rank; ZeRO 3 shows them to it one at a time."""
-    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
-    return partitions or [tensor for group in _inner(engine).param_groups for tensor in group["params"]]
+def load(checkpoint: Path) -> Named:
+    """Weights and optimizer state of a checkpoint, in memory.
+
+    Raises:
+        CheckpointError: a file is absent or damaged.
+    """
+    moments: dict[str, Tensor] = {}
+    for name in manifest(checkpoint).files:
+        if Path(name) != WEIGHTS_FILE:
+            moments |= _load(checkpoint / name)
+    return Named(load_weights(checkpoint), moments)
 
 
-def _states(engine: Any) -> list[dict[str, Tensor]]:
-    state = _inner(engine).state
-    return [state[tensor] for tensor in _updated(engine) if tensor in state]
-
-
-def _step(engine: Any) -> Tensor:
-    """How often AdamW has updated; alike for all parameters, since all ranks skip the same steps."""
-    states = _states(engine)
-    if not states:
-        return torch.zeros(())
-    found = {float(state["step"]) for state in states}
-    if len(found) != 1:
-        raise CheckpointError(f"parameters have been updated {sorted(found)} times, not equally often: nothing was saved.")
-    return torch.tensor(found.pop())
-
-
-def _create_states(engine: Any) -> None:
-    """AdamW and DeepSpeed make and link the moments in the first step only; a load needs them before."""
-    inner = _inner(engine)
-    for tensor in _updated(engine):
-        state = inner.state[tensor]
-        if "step" not in state:
-            place = tensor.device if inner.defaults["fused"] else torch.device("cpu")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=place)
-        for kind in MOMENTS:
-            if kind not in state:
-                state[kind] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:
-        link()
-
-
-def _plain_masters(engine: Any) -> dict[int, Tensor]:
-    """Without ZeRO under bf16, DeepSpeed keeps a list of fp32 copies in the order of its list of weights."""
-    weights, masters = (getattr(engine.optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
-    return {id(p): m for ps, ms in zip(weights, masters, strict=False) for p, m in zip(ps, ms, strict=True)}
-
-
-def _read(engine: Any, parameter: Tensor, kind: str | None) -> Tensor:
-    """The whole fp32 value of a parameter, or of one of its moments; collective under ZeRO."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        if kind is None:
-            return safe_get_full_fp32_param(parameter)
-        if not _states(engine):
-            return torch.zeros(shape_of(parameter), device=engine.device)
-        return safe_get_full_optimizer_state(parameter, kind)
-    master = _plain_masters(engine).get(id(parameter), parameter)
-    if kind is None:
-        return master.detach()
-    state = _inner(engine).state.get(master)
-    return state[kind] if state else torch.zeros_like(master)
-
-
-def _write(engine: Any, parameter: Tensor, kind: str | None, value: Tensor) -> None:
-    """Keep this rank's share of a whole value."""
-    if hasattr(parameter, "ds_id"):
-        _write_partition(parameter, kind, value)
-    elif hasattr(parameter, "_hp_mapping"):
-        parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]
-    else:
-        master = _plain_masters(engine).get(id(parameter), parameter)
-        target = master if kind is None else _inner(engine).state[master][kind]
-        target.detach().copy_(value)
-
-
-def _write_partition(parameter: Any, kind: str | None, value: Tensor) -> None:
-    """ZeRO 3's share of this rank, padded where the last one is short (DeepSpeed's own full setter reads past the end)."""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    length = parameter.ds_tensor.numel()
-    mine = value.flatten()[dist.get_rank() * length :][:length]
-    share = torch.zeros(length, dtype=torch.float32, device=value.device)
-    share[: mine.numel()] = mine
-    if kind is None:
-        safe_set_local_fp32_param(parameter, share)
-    else:
-        safe_set_local_optimizer_state(parameter, share, kind)
-
-
-def _write_forward(parameter: Any, value: Tensor) -> None:
-    """The weights of the forward pass, rounded to their type."""
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if dist.get_rank() == 0:
-                parameter.data.copy_(value)
-    else:
-        parameter.data.copy_(value)
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

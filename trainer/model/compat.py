@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEGACY_REGIONS = (32, 32)
-LEGACY_BIAS_FLOOR = -10.0  # the old code clamped the elevation bias
 KNOWN_BUFFERS = ("china_mask", "target_indices")
 _RENAMED = (
     (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),

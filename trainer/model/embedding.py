@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.model.timm_layers import trunc_normal_
+from trainer.model.layers import trunc_normal_
 
 
 def _precise(x: Tensor) -> Tensor:

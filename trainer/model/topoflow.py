@@ -5,7 +5,6 @@ One analysis of V variables on an H x W grid -> the target variables `lead_hours
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,36 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.attention import Attention, inverse
+from trainer.model.architecture import Architecture
+from trainer.model.attention import Attention
 from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate
-from trainer.model.timm_layers import DropPath, Mlp, trunc_normal_
+from trainer.model.flash import inverse
+from trainer.model.layers import DropPath, Mlp, trunc_normal_
 
 START_AT_ZERO = ("var_query", "proj_biases")  # parameters with more than one dimension that need not vary
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Every number that determines parameter names and shapes, and the regularisation."""
-
-    grid: tuple[int, int]  # pixels
-    variables: int
-    target_channels: tuple[int, ...]  # indices of the targets among the variables
-    patch: int = 2
-    width: int = 768
-    depth: int = 6
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
-    dropout: float = 0.1
-    elevation_bias: bool = True
-    alpha_init: float = 0.01
-    init_std: float = 0.02  # of linear weights and patch projections
-    bias_floor: float | None = None  # legacy mode only
-    recompute: str = "none"  # none | attention | blocks: what is computed again in the backward pass instead of kept
-
-    @property
-    def patches(self) -> tuple[int, int]:
-        return self.grid[0] // self.patch, self.grid[1] // self.patch
 
 
 class Block(nn.Module):
@@ -100,10 +76,12 @@ class TopoFlow(nn.Module):
         )
         self.norm = nn.LayerNorm(arch.width, eps=1e-5)
         self.head = nn.Sequential(
-            nn.Linear(arch.width, arch.width), nn.GELU(),
-            nn.Linear(arch.width, arch.width), nn.GELU(),
+            nn.Linear(arch.width, arch.width),
+            nn.GELU(),
+            nn.Linear(arch.width, arch.width),
+            nn.GELU(),
             nn.Linear(arch.width, arch.variables * arch.patch**2),
-        )  # fmt: skip
+        )
         rows_of_targets = torch.arange(arch.variables * arch.patch**2).view(arch.patch**2, arch.variables)
         self.register_buffer("head_rows", rows_of_targets[:, list(arch.target_channels)].flatten(), persistent=False)
         self._initialise()

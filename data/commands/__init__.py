@@ -1,0 +1,1 @@
+"""Options and printing of `python -m data COMMAND`, a file a command."""

@@ -1,0 +1,104 @@
+"""Turn the NetCDF files of a reanalysis into a store: regridded, in parallel, restartable."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data import DataError
+from data.prepare.plan import Plan, Scan
+from data.prepare.sources.spellings import SOURCES, read_map
+
+EXAMPLES = """  python -m data prepare caqra datasets/china.zarr raw/*.nc --workers 8 \\
+    --lat 17.2 54.8 --lon 73.1 135.9 --grid 128 256 --elevation etopo.nc:z --population gpw.nc --land-mask land.nc \\
+    --train 2013-01-01 2016-12-31 --validation 2017-01-01 2017-12-31 --test 2018-01-01 2018-12-31
+  mpirun -n 64 python -m data prepare caqra ...          all ranks share the work
+  python -m data prepare caqra ... --stage begin         then, in an array task: --stage load --part 3 64
+  python -m data prepare caqra ... --stage finish        when all tasks are done
+
+Interrupt it anywhere and run it again: what is done is verified and kept."""
+SPLITS = ("train", "validation", "test")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", choices=[*SOURCES, "generic"])
+    add("store", type=Path, help="directory of the new store")
+    add("files", type=Path, nargs="+", metavar="FILE", help="NetCDF files, in any order")
+    add("--map", type=Path, help="YAML of a generic source:  pm25: {name: PM2.5, units: ug/m3}")
+    add("--lat", type=float, nargs=2, required=True, metavar=("SOUTH", "NORTH"), help="borders, degrees")
+    add("--lon", type=float, nargs=2, required=True, metavar=("WEST", "EAST"))
+    add("--grid", type=int, nargs=2, default=[128, 256], metavar=("ROWS", "COLS"))
+    methods = ["bilinear", "conservative"]
+    add("--method", choices=methods, help="default: conservative where the target is coarser")
+    add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
+    for split in SPLITS:
+        add(f"--{split}", nargs=2, required=split == "train", metavar=("FIRST", "LAST"), help="days, inclusive")
+    for name in ("elevation", "population", "land-mask"):
+        add(f"--{name}", required=True, metavar="FILE[:VARIABLE]", help="NetCDF; m, km-2, and 0 to 1")
+    add("--domain", help="where the forecast is scored: .npy, NetCDF, or GeoJSON polygons (default: everywhere)")
+    add("--shard-hours", type=int, default=Plan.shard_hours)
+    add("--wind-scan", type=Path, metavar="OUT", help="compute the wind-scan cache in the same pass")
+    add("--regions", type=int, nargs=2, default=list(Scan.regions), metavar=("ROWS", "COLS"), help="of the wind scan")
+    add("--patch", type=int, default=Scan.patch, help="of the wind scan, pixels")
+    add("--workers", type=int, default=1, help="processes on this machine")
+    add("--stage", choices=["begin", "load", "finish"], help="only this stage, for a scheduler's array tasks")
+    add("--part", type=int, nargs=2, default=[0, 1], metavar=("I", "N"), help="of --stage load: 0 <= I < N")
+
+
+def run(options: argparse.Namespace) -> None:
+    if (options.map is None) == (options.source == "generic"):
+        raise DataError("--map belongs to the source `generic`, which needs it.")
+    part, parts = options.part
+    if not 0 <= part < parts or (parts > 1 and options.stage != "load"):
+        raise DataError("--part I N needs --stage load and 0 <= I < N.")
+    plan = plan_of(options)
+
+    from data.prepare import stages
+    from data.prepare.mpi import is_first_rank
+
+    if options.stage is None:
+        stages.prepare(options.store, plan, options.workers)
+    elif options.stage == "begin":
+        stages.begin(options.store, plan)
+    elif stages.require_same_plan(options.store, plan):
+        if options.stage == "load":
+            stages.load(options.store, stages.remaining(options.store, part, parts), options.workers)
+        else:
+            stages.finish(options.store)
+    if options.stage in (None, "finish") and is_first_rank():
+        show_result(options.store)
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """What the options ask for."""
+    fields = read_map(options.map) if options.map else SOURCES[options.source]
+    scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
+    return Plan(
+        source=options.source,
+        fields=fields,
+        files=sorted(options.files),
+        lead_hours=tuple(sorted(options.lead)) if options.lead else None,
+        lat=(min(options.lat), max(options.lat)),
+        lon=tuple(options.lon),
+        grid=tuple(options.grid),
+        splits={name: tuple(days) for name in SPLITS if (days := getattr(options, name))},
+        elevation=options.elevation,
+        population=options.population,
+        land_mask=options.land_mask,
+        domain=options.domain,
+        method=options.method,
+        shard_hours=options.shard_hours,
+        scan=scan,
+    )
+
+
+def show_result(path: Path) -> None:
+    from data.command_line import console
+    from data.commands.inspect import show_years
+    from data.store import picture
+    from data.store.opening import open_store
+
+    store = open_store(path)
+    show_years(store, console())
+    print(f"wrote {path}, fingerprint {store.fingerprint[:12]}; look at {picture.draw(store)}")

@@ -1,0 +1,38 @@
+"""Grids of latitude and longitude, regular and curvilinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cell centres in degrees: lat (H,) and lon (W,), or both (H, W) where the grid is curvilinear."""
+
+    lat: np.ndarray
+    lon: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self.lat), len(self.lon)) if self.lat.ndim == 1 else (self.lat.shape[0], self.lat.shape[1])
+
+
+def edges(centres: np.ndarray) -> np.ndarray:
+    """(N + 1,) borders half-way between (N,) centres, the outer ones as far out as their neighbours."""
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def spacing(grid: Grid) -> tuple[float, float]:
+    """Median cell size in degrees of latitude and longitude."""
+    lat, lon = grid.lat, grid.lon
+    if lat.ndim == 1:
+        return float(np.median(abs(np.diff(lat)))), float(np.median(abs(np.diff(lon))))
+    return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(wrapped(np.diff(lon, axis=1)))))
+
+
+def wrapped(degrees: np.ndarray) -> np.ndarray:
+    """The same angles in -180 .. 180."""
+    return (degrees + 180.0) % 360.0 - 180.0

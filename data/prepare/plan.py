@@ -1,0 +1,61 @@
+"""Everything that determines a prepared store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.prepare.grid import Grid
+from data.prepare.sources import spellings
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The wind scan whose sectors are computed in the same pass."""
+
+    out: Path
+    patch: int = 2
+    regions: tuple[int, int] = (32, 32)
+    sectors: int = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines a prepared store; a restart must bring the same one."""
+
+    source: str
+    fields: dict[str, spellings.Named]
+    files: list[Path]
+    lat: tuple[float, float]  # southern and northern border of the target, degrees
+    lon: tuple[float, float]  # western and eastern border
+    grid: tuple[int, int]
+    splits: dict[str, tuple[str, str]]  # name -> first and last day, YYYY-MM-DD, both inside
+    elevation: str  # FILE or FILE:VARIABLE
+    population: str
+    land_mask: str
+    domain: str | None = None
+    method: str | None = None  # None: conservative where the target is coarser
+    shard_hours: int = 120
+    scan: Scan | None = field(default=None)
+    lead_hours: tuple[float, ...] | None = None  # of forecasts; None: all, each hour once
+
+    @property
+    def target(self) -> Grid:
+        """Cell centres, northern row first."""
+        (south, north), (west, east), (rows, cols) = self.lat, self.lon, self.grid
+        down, right = (np.arange(rows) + 0.5) / rows, (np.arange(cols) + 0.5) / cols
+        return Grid(north - down * (north - south), west + right * (east - west))
+
+    def identity(self) -> dict[str, Any]:
+        """What a restart is compared with; what the files hold is compared by their content (origin.py)."""
+        described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return described
+
+
+def sha256_of(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

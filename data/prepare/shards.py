@@ -1,0 +1,122 @@
+"""One shard: read its hours, regrid, write, mark done; nobody else touches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+from data import DataError, locks, variables
+from data.prepare import file_identity
+from data.prepare.plan import Scan
+from data.prepare.regrid import Regridder
+from data.prepare.sources.catalogue import Catalogue, load_catalogue
+from data.prepare.sources.reader import Reader
+from data.store import layout, writing
+from data.wind_scan import orders
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process needs to write a shard."""
+
+    catalogue: Catalogue
+    regridder: Regridder
+    first: np.datetime64
+    hours: int
+    shard_hours: int
+    scan: Scan | None
+
+    def files_of(self, shard: int) -> list[int]:
+        """Numbers of the files that a shard's hours are read from."""
+        start = self.first + shard * self.shard_hours
+        return self.catalogue.files_between(start, start + min(self.shard_hours, self.hours - shard * self.shard_hours))
+
+
+@lru_cache(maxsize=1)
+def job_of(path: Path) -> _Job:
+    parts = layout.parts_path(path)
+    plan = json.loads((parts / "plan.json").read_text())
+    found = load_catalogue(parts / "catalogue.npz")
+    first, last = found.span
+    regridder = Regridder(scipy.sparse.load_npz(parts / "weights.npz"), tuple(plan["grid"]))
+    stated = plan["scan"]
+    scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
+    return _Job(found, regridder, first, int((last - first).astype(int)) + 1, plan["shard_hours"], scan)
+
+
+def write_shard(path: Path, shard: int) -> int:
+    """Bytes of source read."""
+    job = job_of(path)
+    try:
+        held = locks.hold(layout.parts_path(path) / f"lock-{shard}")
+    except locks.Busy as busy:
+        raise DataError(f"shard {shard} of {path} is being written by {busy}: wait for it, or end it.") from busy
+    with held:
+        return _write_claimed(path, job, shard)
+
+
+def _write_claimed(path: Path, job: _Job, shard: int) -> int:
+    start = shard * job.shard_hours
+    count = min(job.shard_hours, job.hours - start)
+    parts = layout.parts_path(path)
+    used = job.files_of(shard)
+    content = {number: file_identity.content_of(parts, job.catalogue.files[number], number) for number in used}
+    (parts / f"sources-{shard}.json").unlink(missing_ok=True)
+    source = Reader(job.catalogue, job.first + start, count)
+    for group in layout.DYNAMIC_GROUPS:
+        block = np.full((count, len(variables.GROUPS[group]), *job.regridder.shape), np.nan, "f4")
+        for channel, name in enumerate(variables.names(group)):
+            values = source.variable(name)
+            if values is not None:
+                block[:, channel] = job.regridder(values)
+        writing.write_block(path, group, start, block)
+        if group == "weather" and job.scan:
+            u, v = (block[:, variables.CHANNEL_OF[name]] for name in ("u", "v"))
+            codes = orders.sector_codes(u, v, job.scan.regions, job.scan.sectors)
+            being_written = layout.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
+            np.savez(being_written, codes=codes)
+            being_written.rename(layout.parts_path(path) / f"sectors-{shard}.npz")
+    for number in used:
+        file_identity.require_still(parts, job.catalogue.files[number], number)
+    write_last(parts / f"sources-{shard}.json", json.dumps(content))
+    return source.bytes_read
+
+
+def is_done(path: Path, shard: int) -> bool:
+    if job_of(path).scan:
+        try:
+            sectors_of(path, shard)
+        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
+            return False
+    return _is_of_its_sources(path, shard) and all(writing.is_written(path, group, shard) for group in layout.DYNAMIC_GROUPS)
+
+
+def _is_of_its_sources(path: Path, shard: int) -> bool:
+    """Whether the files that a shard was read from still hold what was read."""
+    parts, files = layout.parts_path(path), job_of(path).catalogue.files
+    try:
+        recorded: dict[str, str] = json.loads((parts / f"sources-{shard}.json").read_text())
+    except (FileNotFoundError, ValueError):  # killed before it was done, or before its page reached the disk
+        return False
+    return all(
+        file_identity.content_of(parts, files[int(number)], int(number)) == sha256 for number, sha256 in recorded.items()
+    )
+
+
+def sectors_of(path: Path, shard: int) -> np.ndarray:
+    """The wind sectors of a shard's hours; the file carries its own checksum."""
+    with np.load(layout.parts_path(path) / f"sectors-{shard}.npz", allow_pickle=False) as file:
+        return np.asarray(file["codes"])
+
+
+def write_last(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.rename(path)

@@ -1,0 +1,144 @@
+"""What files hold which hour: looked up in every file's header, once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data import DataError
+from data.prepare.grid import Grid
+from data.prepare.sources.files import grid_of, opened, spelling
+from data.prepare.sources.spellings import Named
+from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
+from data.prepare.sources.units import require_known_unit
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What files hold which hour: for every field, the hours, and the file and place of each."""
+
+    fields: dict[str, Named]
+    files: list[Path]
+    grid: Grid
+    dims: dict[str, Dimensions]  # field -> names of its dimensions
+    hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
+    file_of: dict[str, np.ndarray]  # field -> (n,) index into files
+    place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
+    lead_hours: tuple[float, ...] | None = None  # of forecasts, which were taken
+
+    @cached_property
+    def span(self) -> tuple[np.datetime64, np.datetime64]:
+        """First and last hour of any field."""
+        return min(h[0] for h in self.hours.values()), max(h[-1] for h in self.hours.values())
+
+    def files_between(self, start: np.datetime64, stop: np.datetime64) -> list[int]:
+        """Numbers of the files that hold an hour of [start, stop)."""
+        found: set[int] = set()
+        for name, hours in self.hours.items():
+            first, last = np.searchsorted(hours, start), np.searchsorted(hours, stop)
+            found |= {int(number) for number in self.file_of[name][first:last]}
+        return sorted(found)
+
+    def equals(self, other: Catalogue) -> bool:
+        """Whether the other one describes the same hours in the same files, on the same grid."""
+        mine, theirs = self._columns(), other._columns()
+        return (
+            (self.fields, self.files, self.dims) == (other.fields, other.files, other.dims)
+            and all(np.array_equal(column, theirs[kind][name]) for kind in mine for name, column in mine[kind].items())
+            and np.array_equal(self.grid.lat, other.grid.lat)
+            and np.array_equal(self.grid.lon, other.grid.lon)
+        )
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that `load` reads."""
+        about = {
+            "fields": {name: [list(named.spellings), named.units, named.stated] for name, named in self.fields.items()},
+            "files": [str(file) for file in self.files],
+            "dims": self.dims,
+            "lead_hours": self.lead_hours,
+        }
+        tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
+        np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
+
+    def _columns(self) -> dict[str, dict[str, np.ndarray]]:
+        return {"hours": self.hours, "file_of": self.file_of, "place_of": self.place_of}
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """A catalogue that another process has saved."""
+    with np.load(path, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
+        columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
+        dims = {name: Dimensions(*found) for name, found in about["dims"].items()}
+        lead = None if about["lead_hours"] is None else tuple(about["lead_hours"])
+        hours, file_of, place_of = columns
+        files, grid = [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"])
+        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, lead)
+
+
+def make_catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None = None) -> Catalogue:
+    """Look into every file's header: which fields, which hours, which grid.
+
+    Args:
+        lead_hours: of forecasts, the hours since their reference time to take; None for all.
+
+    Raises:
+        DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
+    """
+    grid: Grid | None = None
+    dims: dict[str, Dimensions] = {}
+    entries: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}
+    for number, path in enumerate(files):
+        with opened(path) as dataset:
+            present = {name: spelt for name, named in fields.items() if (spelt := spelling(dataset, named))}
+            if not present:
+                continue
+            here = grid_of(dataset, next(iter(present.values())), path)
+            grid = grid or here
+            if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
+                raise DataError(
+                    f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {files[0]}: prepare each "
+                    "grid on its own."
+                )
+            hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
+            for name, spelt in present.items():
+                require_known_unit(fields[name], dataset[spelt], name, path)
+                found = dimensions_of(dataset, spelt, path)
+                along = (found.time, found.period)
+                if along not in hours_along:
+                    hours_along[along] = hours_of(dataset, spelt, path, lead_hours)
+                hours = hours_along[along]
+                entries[name] += [(hour, number, place) for hour, place in hours]
+                levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in found]
+                if levels:
+                    raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
+                if dims.setdefault(name, found) != found:
+                    raise DataError(
+                        f"{path}: dimensions of '{spelt}' are {found}, in the files before {dims[name]}: prepare "
+                        "each kind on its own."
+                    )
+    absent = [name for name, found in entries.items() if not found]
+    if absent or grid is None:
+        wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
+        raise DataError(
+            f"none of the {len(files)} files holds: {wanted}. Add the files that do, or map the names your files "
+            "use with `generic --map`."
+        )
+    columns: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, places in entries.items():
+        places.sort()
+        for (hour, first, _), (again, second, _) in zip(places, places[1:], strict=False):
+            if hour == again:
+                where = f"twice in {files[first]}" if first == second else f"in {files[first]} and in {files[second]}"
+                remedy = "remove one of the two"
+                if dims[name].period:
+                    remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
+                raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
+        columns[name] = tuple(np.array(column) for column in zip(*places, strict=True))
+    hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
+    return Catalogue(fields, files, grid, dims, hours_by_name, file_of, place_of, lead_hours)

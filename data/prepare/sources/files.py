@@ -1,0 +1,107 @@
+"""NetCDF files: opening, coordinates, grids, values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cf_xarray  # noqa: F401 - gives datasets their .cf
+import numpy as np
+import xarray as xr
+
+from data import DataError
+from data.prepare.grid import Grid, wrapped
+from data.prepare.sources import netcdf3
+from data.prepare.sources.spellings import Named
+
+UNREADABLE = (OSError, RuntimeError)  # of the NetCDF library
+
+
+@contextmanager
+def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
+    """A NetCDF file as xarray shows it, times raw; fill values and packing are decoded unless `encoded`.
+
+    Raises:
+        DataError: it is not NetCDF, or truncated, when it is opened or while it is read.
+    """
+    try:
+        netcdf3.require_whole(path)
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False, mask_and_scale=not encoded, cache=False) as dataset:
+            yield dataset
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
+
+
+def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:
+    """A field without time and its grid; of a regular one only what lies within a cell or two of `around`."""
+    grid = grid_of(dataset, name, path)
+    array = dataset[name].squeeze().transpose(*horizontal(dataset, name, path))
+    if grid.lat.ndim == 1:
+        middle, margin = float(around.lon.mean()), 2.0
+        lon = middle + wrapped(grid.lon - middle)
+        rows = np.flatnonzero((grid.lat >= around.lat.min() - margin) & (grid.lat <= around.lat.max() + margin))
+        columns = np.flatnonzero((lon >= around.lon.min() - margin) & (lon <= around.lon.max() + margin))
+        array = array[rows[0] : rows[-1] + 1] if rows.size else array[:0]
+        array, grid = array[:, columns], Grid(grid.lat[rows], grid.lon[columns])
+        if not array.size:
+            raise DataError(f"{path} does not cover the target.")
+    return grid, array.to_numpy()
+
+
+def decoded(array: xr.DataArray) -> np.ndarray:
+    """Values of an array that was opened `encoded`, float32, NaN where missing; plain floats in place, in half the time."""
+    packed = {"scale_factor", "add_offset"} & set(array.attrs)
+    if packed or array.dtype.kind != "f":
+        name = str(array.name)
+        return np.array(xr.decode_cf(array.to_dataset(name=name), decode_times=False)[name].to_numpy(), "f4")
+    values = np.array(array.to_numpy(), "f4", copy=array.dtype != np.float32 or None)
+    for fill in _fill_values(array):
+        values[values == fill] = np.nan
+    return values
+
+
+def _fill_values(array: xr.DataArray) -> list[np.float32]:
+    """What stands for a missing value, rounded as the data are: files state it as a double, several times, or as text."""
+    stated = [value for key in ("_FillValue", "missing_value") for value in np.atleast_1d(array.attrs.get(key, []))]
+    try:
+        return [np.float32(value) for value in stated]
+    except ValueError as error:
+        raise DataError(f"'{array.name}': its missing value {stated} is not a number. Correct the attribute.") from error
+
+
+def grid_of(dataset: xr.Dataset, name: str, path: Path) -> Grid:
+    lat, lon = (_coordinate(dataset, name, kind, path) for kind in ("latitude", "longitude"))
+    if lat.ndim == 2:
+        y, x = horizontal(dataset, name, path)
+        lat, lon = (c.transpose(y, x) for c in (lat, lon))
+    values = Grid(lat.to_numpy().astype("f8"), lon.to_numpy().astype("f8"))
+    if abs(values.lat).max() > 90.0:
+        raise DataError(f"{path}: latitudes reach {values.lat.max():.2f}; latitude and longitude look swapped.")
+    return values
+
+
+def _coordinate(dataset: xr.Dataset, name: str, kind: str, path: Path) -> xr.DataArray:
+    guessed = dataset.cf.guess_coord_axis()
+    found = [c for c in guessed.cf.coordinates.get(kind, []) if set(dataset[c].dims) <= set(dataset[name].dims)]
+    if len(found) != 1:
+        raise DataError(f"{path}: {len(found)} coordinates of '{name}' are its {kind}: {found or list(dataset.coords)}.")
+    return dataset[found[0]]
+
+
+def horizontal(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str]:
+    """Names of the dimensions from south to north and from west to east."""
+    lat, lon = (_coordinate(dataset, name, kind, path) for kind in ("latitude", "longitude"))
+    if lat.ndim == 1:
+        return str(lat.dims[0]), str(lon.dims[0])
+    y, x = lat.dims
+    return (
+        (str(y), str(x))
+        if abs(np.diff(lat.to_numpy(), axis=0)).mean() > abs(np.diff(lat.to_numpy(), axis=1)).mean()
+        else (str(x), str(y))
+    )
+
+
+def spelling(dataset: xr.Dataset, named: Named) -> str | None:
+    """The name under which `dataset` holds a field, None if it does not."""
+    return next((name for name in named.spellings if name in dataset.data_vars), None)

@@ -1,0 +1,1 @@
+"""The zarr store: layout, writing, opening, reading."""

@@ -1,0 +1,1 @@
+"""A small reanalysis over real terrain."""

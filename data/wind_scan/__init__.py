@@ -1,0 +1,1 @@
+"""Orders and sectors along the wind, and their cache."""

@@ -1,0 +1,111 @@
+"""What a run reads, opened as its configuration says; shared by training, evaluation and forecasts."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data import DataError
+from data.batch import Batch, Example, Normalizer
+from data.samples import SampleIndex, index_samples
+from data.store import node_copy
+from data.store.layout import Store
+from data.stream import Stream
+from data.wind_scan.cache import ScanCache, open_cache
+from trainer.checkpoint.consistency import on_main
+from trainer.config import Run
+from trainer.model.compat import legacy_arguments
+from trainer.model.topoflow import patch_mean
+
+
+@dataclass
+class Dataset:
+    """The opened store and wind-scan cache, and what turns their batches into model arguments."""
+
+    run: Run
+    store: Store
+    scan: ScanCache | None
+    normalizer: Normalizer
+    elevation: Tensor  # (N,) mean elevation of every patch, m
+    device: torch.device
+
+    def index(self, split: str) -> SampleIndex:
+        return index_samples(self.store, split, self.run.data.lead_hours, self.scan, self.run.wind_scan.mode, self.run.seed)
+
+    def stream(self, index: SampleIndex) -> Stream:
+        mode, patches = self.run.wind_scan.mode, len(self.elevation)
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, self.device.type == "cuda")
+
+    def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
+        """A batch on the device, its normalised example, and the model's arguments."""
+        batch = batch.to(self.device)
+        example = self.normalizer(batch)
+        if self.run.wind_scan.mode == "legacy":
+            channel = self.run.data.inputs.index("elevation")
+            return batch, example, legacy_arguments(example.inputs, batch.lead_hours, channel, self.run.model.patch)
+        return batch, example, (example.inputs, batch.lead_hours, self.elevation, batch.rank)
+
+    def validation_set(self) -> str:
+        """What a validation loss is a loss on."""
+        data = self.run.data
+        leads, targets = ", ".join(map(str, data.lead_hours)), ", ".join(data.targets)
+        return f"{self.store.fingerprint[:16]}: {self.run.validation.samples} samples, {leads} h, {targets}"
+
+    def fingerprints(self) -> dict[str, str]:
+        scan = self.scan.orders_hash if self.scan is not None else self.run.wind_scan.mode
+        return {"data": self.store.fingerprint, "wind_scan_orders": scan}
+
+
+def open_dataset(run: Run, device: torch.device) -> Dataset:
+    """Open everything a run reads.
+
+    Raises:
+        DataError: a store or cache is absent, stale, or of another grid, or `data.cache_dir` cannot be filled.
+    """
+    store, scan = on_main(lambda: _open(run))
+    if run.data.cache_dir is not None and dist.is_initialized():
+        store = copy_to_node(store, run.data.cache_dir)
+    normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
+    elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
+    return Dataset(run, store, scan, normalizer, elevation, device)
+
+
+def _open(run: Run) -> tuple[Store, ScanCache | None]:
+    """What is checked is checked once, by rank 0, and what it found goes to the others: hours of data cost them nothing."""
+    from data.store.opening import open_store  # zarr is for the one rank that opens
+
+    store = open_store(run.data.store)
+    if store.grid != run.model.grid:
+        raise DataError(
+            f"{store.path} has a grid of {store.grid[0]} x {store.grid[1]}, model.grid is {run.model.grid[0]} x "
+            f"{run.model.grid[1]}. Set model.grid={list(store.grid)}, or point data.store at another store."
+        )
+    cache = run.wind_scan.cache
+    return store, None if cache is None else open_cache(cache, store, patch=run.model.patch)
+
+
+def copy_to_node(store: Store, folder: Path) -> Store:
+    """Fill the node's copy of a store, all its ranks together, and open it. A collective.
+
+    Raises:
+        DataError: on every rank, if it could not be filled on one.
+    """
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    here = [rank for rank, host in enumerate(hosts) if host == socket.gethostname()]
+    problem = None
+    try:
+        node_copy.fill(store, folder, here.index(dist.get_rank()), len(here))
+    except (DataError, OSError) as error:
+        problem = f"{socket.gethostname()}: {error}"
+    problems: list[str | None] = [None] * len(hosts)
+    dist.all_gather_object(problems, problem)
+    for told in problems:
+        if told is not None:
+            raise DataError(told)
+    return replace(store, path=node_copy.place(store, folder))

@@ -1,0 +1,98 @@
+"""A trained network ready to forecast, from a run directory; what evaluation, forecasts and plots start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataError
+from data.batch import Batch
+from data.samples import SampleIndex
+from trainer.checkpoint import state, store
+from trainer.checkpoint.manifest import CheckpointError, Manifest
+from trainer.checkpoint.pretrained import match
+from trainer.config import Run
+from trainer.config_file import validate
+from trainer.dataset import Dataset, open_dataset
+from trainer.model.topoflow import START_AT_ZERO, TopoFlow
+
+
+@dataclass
+class Forecaster:
+    run: Run
+    dataset: Dataset
+    model: TopoFlow
+    checkpoint: Path
+    manifest: Manifest
+
+
+def load_forecaster(run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None) -> Forecaster:
+    """Rebuild the network of a checkpoint (default: the newest of `run_dir`) with the statistics it was trained with.
+
+    Args:
+        overrides: `key=value`, as data.store=PATH for a store that has moved.
+
+    Raises:
+        CheckpointError: none there, damaged, or the store or wind-scan cache is no longer the one it was trained on.
+        DataError: the store or the cache cannot be opened.
+    """
+    found = checkpoint or store.newest(run_dir)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
+    manifest = store.manifest(found)
+    run = validate(manifest.config, str(found / "manifest.json"), overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = open_dataset(run, device)
+    for name, value in dataset.fingerprints().items():
+        then = manifest.fingerprints.get(name, "none")
+        if then != value:
+            raise CheckpointError(
+                f"{found} was trained with {name} {then[:12]}, {value[:12]} is there now: its forecasts "
+                "would be de-normalised or ordered wrongly."
+            )
+    model = TopoFlow(run.architecture())
+    with store.reading(found):
+        weights = state.load_weights(found)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    _, report = match(str(found), weights, expected, [], START_AT_ZERO)
+    report.refuse_unless_complete()
+    model.load_state_dict(weights)
+    return Forecaster(run, dataset, model.to(device).eval(), found, manifest)
+
+
+@torch.no_grad()
+def forecast(forecaster: Forecaster, hour: int, lead_hours: list[int]) -> tuple[Batch, Tensor]:
+    """Forecast all targets from the analysis at time index `hour`.
+
+    Returns:
+        The batch (one sample a lead time, with truth and persistence) and (L, T, H, W) in ug m-3.
+
+    Raises:
+        DataError: analysis or verifying time is outside the store.
+    """
+    store = forecaster.dataset.store
+    if hour < 0 or hour + max(lead_hours) >= len(store.times):
+        raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
+    absent = [group for group in store.missing if (store.missing[group][hour] >= 1.0).all()]
+    if absent:
+        raise DataError(f"{store.path}: {' and '.join(absent)} at {store.times[hour]} are wholly missing: choose another time.")
+    index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
+    raw = next(forecaster.dataset.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
+    batch, _, arguments = forecaster.dataset.prepare(raw)
+    return batch, forecaster.dataset.normalizer.physical(forecaster.model(*arguments).float())
+
+
+def hour_of(forecaster: Forecaster, time: str | None) -> int:
+    """Time index of an ISO time; by default the middle of the test split."""
+    store = forecaster.dataset.store
+    if time is None:
+        first, last = store.split("test")
+        return first + (last - first - max(forecaster.run.data.lead_hours)) // 2
+    try:
+        return int((np.datetime64(time, "h") - store.times[0]).astype(int))
+    except ValueError as error:
+        raise DataError(f"'{time}' is not a time: write it as {store.times[0]}.") from error

@@ -1,0 +1,46 @@
+"""Foreign weights for our network: read, translated and matched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.pretrained import ImportReport, match, read_tensors
+from trainer.config import Run
+from trainer.model.compat import translate
+from trainer.model.topoflow import START_AT_ZERO, TopoFlow
+
+
+def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tuple[dict[str, Tensor], ImportReport]:
+    """Read, translate and match foreign weights; nothing is changed in `model`, nothing is refused yet.
+
+    Returns:
+        fp32 tensors by our names, and the report.
+    """
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    foreign = read_tensors(path)
+    translated = translate(foreign.tensors, expected)
+    parameters = {name: shape for name, shape in expected.items() if name != "blocks.0.attn.H_scale"}
+    scale = translated.state.pop("blocks.0.attn.H_scale", None)
+    tensors, report = match(str(path), translated.state, parameters, allow_missing, START_AT_ZERO)
+    if scale is not None and float(scale) != 1000.0:
+        report.misshapen["blocks.0.attn.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
+    report.remapped, report.ignored = translated.remapped, translated.ignored
+    report.taken, report.also = foreign.taken, foreign.also
+    return tensors, report
+
+
+def network_with(run: Run, path: Path, allow_missing: list[str]) -> tuple[TopoFlow, ImportReport]:
+    """The network of a configuration with the weights of a file; those that may be missing are its own random ones.
+
+    Raises:
+        CheckpointError: the file does not load completely.
+    """
+    torch.manual_seed(run.seed)
+    network = TopoFlow(run.architecture())
+    tensors, report = import_weights(network, path, allow_missing)
+    report.refuse_unless_complete()
+    network.load_state_dict({**network.state_dict(), **tensors})
+    return network, report

@@ -1,0 +1,136 @@
+"""The elevation bias of the first block, never held as an (N x N) tensor, by the way that is right on a device.
+
+bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of climb. With
+tokens sorted by elevation, keys before the query have no bias, and for keys after it -slope * z_j belongs to the key and
++slope * z_i is constant along a row. So attention falls into parts that flash kernels compute, merged by their
+log-sum-exp; the backward pass runs the kernels with the merged output and log-sum-exp, as ring attention does (Liu et al.
+2023, https://arxiv.org/abs/2310.01889). The kernels of the two devices can do different things, hence two ways to cut:
+
+- CPU: halves of halves. Every half looks at the other as a whole, and only small squares on the diagonal are left.
+- GPU: two causal triangles, the upper one reversed; its kernels take no bias, so that is one more dimension of the keys.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trainer.model.flash import FLASH_WIDTH_LIMIT, FLASH_WIDTH_MULTIPLE, Halves, Triangles, _flash, climb, inverse
+
+QUERY_CHUNK = 512
+log = logging.getLogger("trainer")
+
+
+@cache
+def kernel_name(device_type: str, dtype: torch.dtype, width: int) -> str:
+    """How the elevation bias is computed for heads of this width: "flash halves", "flash triangles" or "query chunks";
+    chosen once, and logged.
+
+    On a GPU the triangles are taken only after they have agreed with the plain formula there, gradients included: the
+    operators under them are not torch's public interface.
+    """
+    if device_type == "cpu":
+        return "flash halves"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "query chunks"  # flash kernels of GPUs take 16 bits only
+    if width % FLASH_WIDTH_MULTIPLE or width + FLASH_WIDTH_MULTIPLE > FLASH_WIDTH_LIMIT:
+        log.warning(
+            "WARNING: heads of width %d are not for the flash kernels of a GPU (a multiple of %d, at most %d): the "
+            "elevation bias uses slower query chunks",
+            width,
+            FLASH_WIDTH_MULTIPLE,
+            FLASH_WIDTH_LIMIT - FLASH_WIDTH_MULTIPLE,
+        )
+        return "query chunks"
+    try:
+        error = _triangles_error(torch.device(device_type), dtype, width)
+    except (RuntimeError, AttributeError, TypeError) as problem:  # an operator that is absent or has another signature
+        log.warning("WARNING: no flash triangles on %s (%s): the elevation bias uses slower query chunks", device_type, problem)
+        return "query chunks"
+    if not error < 0.05:
+        log.warning(
+            "WARNING: flash triangles on %s are off by %.3g: the elevation bias uses slower query chunks", device_type, error
+        )
+        return "query chunks"
+    return "flash triangles"
+
+
+def _triangles_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Largest relative difference of output and gradients between both implementations, on 256 random tokens."""
+    generator = torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(1, 256, 3, 2, width, generator=generator, device=device, dtype=dtype)
+    z = (torch.rand(1, 256, generator=generator, device=device) * 4000.0).sort(1).values
+    results = []
+    for attend in (Triangles.apply, _query_chunks):
+        with torch.enable_grad():  # a forecast asks for the kernel, too
+            given = qkv.detach().requires_grad_()
+            slope = torch.tensor(1e-3, device=device, requires_grad=True)
+            out = attend(given, z, slope)
+            results.append((out, *torch.autograd.grad(out.float().square().sum(), (given, slope))))
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*results, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) - slope * relu(z_j - z_i)) v, memory linear in N.
+
+    Args:
+        qkv: (B, N, 3, H, d) queries, keys and values.
+        z: (B, N) elevations.
+        slope: () bias per unit of z; any sign, and differentiable, also at 0.
+        floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
+
+    Returns:
+        (B, N, H, d).
+    """
+    kernel = "query chunks" if floor is not None else kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1])
+    if kernel == "query chunks":
+        return _query_chunks(qkv, z, slope, floor)
+    order = torch.argsort(z, dim=1, stable=True)
+    attend = Halves.apply if kernel == "flash halves" else Triangles.apply
+    out = _Reordered.apply(attend(_Reordered.apply(qkv, order), z.gather(1, order), slope), inverse(order))
+    if kernel == "flash halves" and slope == 0:
+        # Looking at a number is free on a CPU, and an inert bias must equal the plain block to the last bit.
+        with torch.no_grad():
+            plain = _flash(qkv.unbind(2))[0]
+        out = plain + (out - out.detach())
+    return out
+
+
+def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
+    """The plain formula on QUERY_CHUNK queries at a time, recomputed in the backward pass."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+
+    def attend(q_chunk: Tensor, z_chunk: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> Tensor:
+        up = climb(z_chunk, z)
+        bias = -slope * up if floor is None else (-slope * up).clamp(floor, 0.0)
+        scores = q_chunk @ k.transpose(-1, -2) * q_chunk.shape[-1] ** -0.5 + bias.to(q_chunk.dtype)[:, None]
+        return scores.softmax(-1) @ v
+
+    chunks = zip(q.split(QUERY_CHUNK, 2), z.split(QUERY_CHUNK, 1), strict=True)
+    parts = [checkpoint(attend, qc, zc, k, v, slope, use_reentrant=False) for qc, zc in chunks]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+class _Reordered(torch.autograd.Function):
+    """x (B, N, ...), order (B, N) -> x[b, order[b]]; the backward is a gather by the inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _gather(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return _gather(grads[0], inverse(order)), None
+
+
+def _gather(x: Tensor, order: Tensor) -> Tensor:
+    rows = order + torch.arange(len(order), device=order.device)[:, None] * order.shape[1]
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view_as(x)

@@ -1,0 +1,93 @@
+"""One rank, from its options to its exit code: everything that stands around the loop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data import Refusal
+from trainer.config import Run
+from trainer.config_file import load
+from trainer.engine import resolve_deepspeed
+from trainer.process import launch
+from trainer.process.failure import Failing, quieten
+from trainer.process.ranks import find_ranks, require_size
+from trainer.process.stop import StopVote, end_time
+from trainer.process.watchdog import BACKSTOP_S, Watchdog
+from trainer.run.telemetry import require_wandb
+
+EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank was started for, and what watches over it."""
+
+    run: Run
+    options: argparse.Namespace
+    world: launch.World
+    watchdog: Watchdog
+    stop: StopVote
+
+
+Train = Callable[[Job], bool]
+
+
+def run_rank(options: argparse.Namespace, train: Train) -> int:
+    """Meet the other ranks, `train`, part.
+
+    Returns:
+        0 when the run is finished, EXIT_STOPPED when it was stopped on request. What is refused or fails ends the process
+        inside (process/failure.py).
+    """
+    rank = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdecimal() else 0
+    failing = Failing(rank, options.debug)
+    try:
+        rank, _, size, _ = find_ranks(os.environ)
+        failing.rank = rank
+        quieten(rank)
+        run = prepare(options, size)
+        failing.keep_in(run.run_dir)
+        with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
+            watchdog.enter("rendezvous")
+            # Longer than any deadline: the watchdog's report names the silent ranks, a broken collective does not.
+            world = launch.join((max(run.watch.model_dump().values()) + BACKSTOP_S) / 60)
+            watchdog.enter("first_collective")
+            launch.try_collectives(world)
+            watchdog.enter("start")
+            finished = work(run, options, world, watchdog, train)
+            watchdog.enter("first_collective")
+            launch.leave()
+    except Refusal as error:
+        failing.refuse(error)
+    # A scheduler that watches the file kills the others when the first rank fails: stopping is no failure to it.
+    return 0 if finished or options.stopped_file else EXIT_STOPPED
+
+
+def prepare(options: argparse.Namespace, size: int) -> Run:
+    """Everything that can be refused before the ranks meet.
+
+    Raises:
+        ConfigError, LaunchError: the configuration, DeepSpeed's settings or the number of ranks are wrong.
+    """
+    require_size(size, options.world_size)
+    run = load(options.config, options.overrides)
+    resolve_deepspeed(options.deepspeed_config, run, size)
+    require_wandb(run)
+    return run
+
+
+def work(run: Run, options: argparse.Namespace, world: launch.World, watchdog: Watchdog, train: Train) -> bool:
+    """Hold the run directory, `train`, and let go; collective."""
+    stop = StopVote(run.run_dir, end_time(options.time_limit, os.environ))
+    launch.require_shared(run.run_dir, world)
+    claimed = launch.claim(run.run_dir, world)
+    finished = train(Job(run, options, world, watchdog, stop))
+    stop.finish()
+    if claimed is not None:
+        claimed.close()
+        if options.stopped_file and stop.wants_to_continue and not finished:
+            options.stopped_file.touch()
+    return finished

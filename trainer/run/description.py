@@ -1,0 +1,86 @@
+"""What a run says of itself before its first step."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from trainer.checkpoint.consistency import on_main
+from trainer.checkpoint.zero import shape_of
+from trainer.config import ConfigError, Run
+from trainer.config_file import dump
+from trainer.engine import dtype_of
+from trainer.model.elevation_bias import kernel_name
+from trainer.process.launch import World
+from trainer.run.start import Start, of_another_directory
+
+log = logging.getLogger("trainer")
+
+
+def announce(run: Run, samples: int, world: World, engine: Any, begun: Start, config: Path) -> None:
+    """Print the resolved configuration once, and keep it with the run; collective.
+
+    Args:
+        samples: in the training split.
+        config: the file that the run was started with.
+    """
+    kernel = agreed_kernel(run, world)
+    on_main(lambda: _keep(run))
+    if not world.is_main:
+        return
+    if begun.checkpoint is not None:
+        log.info("resumed from %s", begun.checkpoint)
+    else:
+        _say_that_it_is_new(run, config)
+    parameters = sum(shape_of(p).numel() for p in engine.module.parameters())
+    accumulation, batch, schedule = run.batch.accumulation(world.size), run.batch, run.schedule
+    length = schedule.decay_steps or run.steps
+    log.info("%s", dump(run))
+    log.info(
+        f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO {engine.zero_optimization_stage()}, "
+        f"{run.precision}; {parameters:,} parameters; {samples} training samples, {run.steps * batch.total / samples:.2f} "
+        f"epochs; batch {batch.total} = {batch.micro} micro x {accumulation} accumulated x {world.size} ranks; elevation "
+        f"bias by {kernel}"
+    )
+    log.info(
+        f"learning rate: {run.optimizer.lr:.3g} after {schedule.warmup_steps} warm-up steps, cosine to "
+        f"{run.optimizer.lr * schedule.final_lr:.3g} at step {length}, run ends at step {run.steps}"
+    )
+
+
+def agreed_kernel(run: Run, world: World) -> str:
+    """How the elevation bias is computed, alike on all ranks; collective.
+
+    Raises:
+        ConfigError: on every rank, if one would take a slower way than the others, which all would wait for.
+    """
+    if not run.model.elevation_bias:
+        return "nothing (off)"
+    mine = kernel_name(world.device.type, dtype_of(run), run.model.width // run.model.heads)
+    everyone = [""] * world.size
+    dist.all_gather_object(everyone, mine)
+    if len(set(everyone)) > 1:
+        odd = {kernel: [rank for rank, k in enumerate(everyone) if k == kernel] for kernel in sorted(set(everyone))}
+        listed = "; ".join(f"{kernel} on rank(s) {ranks[:8]}" for kernel, ranks in odd.items())
+        raise ConfigError(
+            f"the elevation bias would be computed in different ways: {listed}. Give all ranks the same kind of GPU and the "
+            "same torch; the logs of the slower ones in RUN/errors say why."
+        )
+    return mine
+
+
+def _keep(run: Run) -> None:
+    (run.run_dir / "config.yaml").write_text(dump(run))
+
+
+def _say_that_it_is_new(run: Run, config: Path) -> None:
+    log.info("no checkpoint in %s: starting at step 0", run.run_dir)
+    other = of_another_directory(run.run_dir, config)
+    if other is not None:
+        log.info(
+            f"WARNING: {other} holds checkpoints of a run of the same name. To continue that one, stop this and start from "
+            f"the directory that it was started from, or set run_dir={other}"
+        )

@@ -1,0 +1,1 @@
+"""Loss, errors and skill."""

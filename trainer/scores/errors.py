@@ -1,0 +1,93 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.batch import Normalizer
+
+
+def weighted_mse(forecast: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of each variable, averaged over samples and the weighted area.
+
+    The divisor is the number of cells, not of valid ones: weights have mean one over a complete domain, so a missing
+    cell contributes nothing, and a batch split over ranks has the mean of its parts.
+
+    Args:
+        forecast, target, weight: (B, T, H, W); normalised units.
+
+    Returns:
+        (T,) fp32.
+    """
+    return (weight * (forecast.float() - target) ** 2).mean(dim=(0, 2, 3))
+
+
+class ErrorSums:
+    """Weighted sums of errors per (variable, lead time); fp64, so that any order of ranks and batches agrees.
+
+    Kinds: squared error, absolute error and error of the forecast, and their weight; squared errors of persistence and
+    of the forecast where both exist, and their weight.
+    """
+
+    KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "comparable_squared", "comparable_weight")
+
+    def __init__(self, variables: int, lead_hours: list[int], device: torch.device) -> None:
+        self.lead_hours = lead_hours
+        shape = (len(self.KINDS), variables, len(lead_hours))
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(self, forecast: Tensor, truth: Tensor, persistence: Tensor, area: Tensor, lead_hours: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            forecast, truth, persistence: (B, T, H, W) in the same units; NaN where truth or persistence is missing.
+            area: (H, W) weights.
+            lead_hours: (B,).
+        """
+        truth, forecast, persistence = truth.double(), forecast.double(), persistence.double()
+        known, comparable = torch.isfinite(truth), torch.isfinite(truth) & torch.isfinite(persistence)
+        error = torch.where(known, forecast - truth, 0.0)
+        persistence_error = torch.where(comparable, persistence - truth, 0.0)
+        weight = area.double() * known
+        per_sample = torch.stack(
+            [
+                (weight * error**2).sum((2, 3)),
+                (weight * error.abs()).sum((2, 3)),
+                (weight * error).sum((2, 3)),
+                (area.double() * persistence_error**2).sum((2, 3)),
+                weight.sum((2, 3)),
+                (area.double() * comparable * error**2).sum((2, 3)),
+                (area.double() * comparable).sum((2, 3)),
+            ]
+        )  # (kind, B, T)
+        for column, lead in enumerate(self.lead_hours):
+            self.sums[:, :, column] += per_sample[:, lead_hours == lead].sum(1)
+
+    def all_reduce(self) -> None:
+        """Sum over all ranks of the default process group, if there is one."""
+        if dist.is_initialized():
+            dist.all_reduce(self.sums)
+
+    def table(self) -> dict[str, Tensor]:
+        """(T, L) fp64 each: rmse, mae, bias, persistence_rmse and skill = 1 - MSE / MSE of persistence (Murphy 1988),
+        both over the cells where persistence has a value.
+
+        NaN where no cell was valid.
+        """
+        squared, absolute, error, persistence, weight, comparable, comparable_weight = self.sums
+        mse, persistence_mse = squared / weight, persistence / comparable_weight
+        return {
+            "rmse": mse.sqrt(),
+            "mae": absolute / weight,
+            "bias": error / weight,
+            "persistence_rmse": persistence_mse.sqrt(),
+            "skill": 1.0 - comparable / persistence,
+        }
+
+
+def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
+    """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
+    squared, weight = sums.sums[0].sum(1), sums.sums[4].sum(1)
+    return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())

@@ -1,0 +1,56 @@
+"""Errors and skill of a trained network on held-out days, in physical units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data.variables import BY_NAME
+from trainer.forecaster import Forecaster
+from trainer.scores.errors import ErrorSums, normalised_loss
+from trainer.scores.scoring import score
+
+
+def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[str, Any]:
+    """Score on `split` ("validation", "test"): all samples, or `samples` spread evenly over it.
+
+    Returns:
+        JSON values: identity of checkpoint, data and scan beside {pollutant: {lead: {metric: number}}}.
+    """
+    dataset = forecaster.dataset
+    index, times = dataset.index(split), dataset.store.times
+    numbers = np.arange(len(index)) if samples is None else index.evenly(samples)
+    micro = forecaster.run.batch.micro
+    batches = dataset.stream(index).listed(numbers, micro)
+    shown = track(batches, "evaluating", total=-(-len(numbers) // micro), console=Console(stderr=True))
+    sums = score(forecaster.model, shown, dataset)
+    return {
+        "checkpoint": str(forecaster.checkpoint),
+        "step": forecaster.manifest.step,
+        "fingerprints": dataset.fingerprints(),
+        "split": split,
+        "samples": len(numbers),
+        "period": [str(times[index.t.min()]), str(times[index.t.max()])],
+        "loss": normalised_loss(sums, dataset.normalizer),
+        "baseline": "persistence",
+        "scores": _by_pollutant(sums, dataset.normalizer.targets),
+    }
+
+
+def _by_pollutant(sums: ErrorSums, targets: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    table = sums.table()
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for row, name in enumerate(targets):
+        scores[name] = {}
+        for column, lead in enumerate(sums.lead_hours):
+            numbers = {kind: _number(values[row, column]) for kind, values in table.items()}
+            scores[name][f"{lead}h"] = {"units": BY_NAME[name].units, **numbers}
+    return scores
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(float(value)) else float(value)

@@ -1,0 +1,119 @@
+"""Loss curves, skill, and truth / forecast / difference maps of a case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+
+from data import DataError
+from data.variables import BY_NAME
+from trainer.forecaster import Forecaster, forecast
+
+matplotlib.use("Agg")
+LABELS = {"pm25": "PM$_{2.5}$", "pm10": "PM$_{10}$", "so2": "SO$_2$", "no2": "NO$_2$", "co": "CO", "o3": "O$_3$"}
+SKEWED = ("pm25", "pm10", "so2", "no2", "co")
+
+
+def plot_curves(run_dir: Path, out: Path) -> None:
+    """Training loss (total and of each pollutant), validation loss, learning rate and alpha against steps.
+
+    Raises:
+        DataError: the run has written no metrics yet.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise DataError(f"no metrics at {path}: the run has not logged a step yet.")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    train = [r for r in rows if r["kind"] == "train"]
+    validation = [r for r in rows if r["kind"] == "validation"]
+    has_alpha = any("elevation_alpha" in r for r in train)
+    figure, panels = plt.subplots(1, 3 if has_alpha else 2, figsize=(15 if has_alpha else 10, 4), layout="constrained")
+    steps = [r["step"] for r in train]
+    for key in (k for k in train[0] if k.startswith("loss_")):
+        name = key.removeprefix("loss_")
+        panels[0].plot(steps, [r[key] for r in train], lw=0.9, alpha=0.7, label=LABELS.get(name, name))
+    panels[0].plot(steps, [r["loss"] for r in train], "k", lw=1.8, label="training")
+    panels[0].plot([r["step"] for r in validation], [r["loss"] for r in validation], "ko--", mfc="w", label="validation")
+    panels[0].set(xlabel="optimizer step", ylabel="squared error, normalised", yscale="log", title="loss")
+    panels[0].legend(ncols=2, fontsize=8)
+    panels[1].plot(steps, [r["lr"] for r in train], "k")
+    panels[1].set(xlabel="optimizer step", title="learning rate")
+    if has_alpha:
+        panels[2].plot(steps, [r.get("elevation_alpha", np.nan) for r in train], "k")
+        panels[2].axhline(0, color="0.7", lw=0.8)
+        panels[2].set(xlabel="optimizer step", title="elevation_alpha (bias per km of climb)")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
+    """Skill against persistence of every pollutant over lead time."""
+    figure, panel = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, leads in evaluation["scores"].items():
+        hours = [int(lead.removesuffix("h")) for lead in leads]
+        skill = [np.nan if s["skill"] is None else s["skill"] for s in leads.values()]
+        panel.plot(hours, skill, "o-", label=LABELS.get(name, name))
+    panel.axhline(0, color="0.5", lw=0.8)
+    panel.set(
+        xlabel="lead time (h)",
+        ylabel="skill against persistence",
+        xticks=hours,
+        title=f"{evaluation['split']} split, {evaluation['samples']} samples",
+    )
+    panel.legend(ncols=3, fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
+    """Analysis, truth, forecast and forecast - truth for every pollutant."""
+    batch, fields = forecast(forecaster, hour, [lead])
+    store, targets = forecaster.dataset.store, forecaster.dataset.normalizer.targets
+    before = forecaster.dataset.normalizer.persistence(batch)[0].cpu().numpy()
+    truth = forecaster.dataset.normalizer.truth(batch)[0].cpu().numpy()
+    predicted = fields[0].cpu().numpy()
+    aspect = 1.0 / np.cos(np.deg2rad(store.lat.mean()))
+    height = 3.75 * aspect * np.ptp(store.lat) / np.ptp(store.lon)
+    figure, panels = plt.subplots(
+        len(targets),
+        4,
+        figsize=(16, max(2.0, height) * len(targets)),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    valid = store.times[hour] + lead
+    titles = (f"analysis {store.times[hour]}", f"truth {valid}", f"forecast, {lead} h", "forecast - truth")
+    for column, title in enumerate(titles):
+        panels[0, column].set_title(title, fontsize=11)
+    for row, name in enumerate(targets):
+        shown = np.concatenate([before[row], truth[row]])
+        low, high = np.nanquantile(shown, [0.02, 0.995])
+        norm = LogNorm(max(low, 1e-3 * high), high) if name in SKEWED else Normalize(low, high)
+        for column, field in enumerate((before[row], truth[row], predicted[row])):
+            image = _draw(panels[row, column], forecaster, field, aspect, norm=norm, cmap="viridis")
+        figure.colorbar(image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({BY_NAME[name].units})")
+        difference = predicted[row] - truth[row]
+        span = np.nanquantile(np.abs(difference), 0.99)
+        image = _draw(panels[row, 3], forecaster, difference, aspect, norm=Normalize(-span, span), cmap="RdBu_r")
+        figure.colorbar(image, ax=panels[row, 3], shrink=0.85)
+    figure.savefig(out, dpi=90)
+    plt.close(figure)
+
+
+def _draw(panel: Axes, forecaster: Forecaster, field: np.ndarray, aspect: float, norm: Normalize, cmap: str) -> Any:
+    store = forecaster.dataset.store
+    image = panel.pcolormesh(store.lon, store.lat, field, norm=norm, cmap=cmap, shading="nearest", rasterized=True)
+    panel.contour(store.lon, store.lat, store.static["land_fraction"], [0.5], colors="k", linewidths=0.7)
+    panel.contour(store.lon, store.lat, store.static["elevation"], [1500, 3500], colors="0.35", linewidths=0.4)
+    panel.set_facecolor("0.85")  # missing
+    panel.set_aspect(aspect)
+    return image
