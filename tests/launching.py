@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,26 @@ def train_several(config: Path, jobs: list[dict[str, Any]], ranks: int = 2) -> s
     return done
 
 
+@dataclass
+class Started:
+    """Ranks that run: their process numbers, and the files that they write to."""
+
+    argv: list[str]
+    pids: list[int]
+    out: Path
+    err: Path
+
+    def alive(self, rank: int = 0) -> bool:
+        """Whether a rank has neither ended nor died."""
+        return Path(f"/proc/{self.pids[rank]}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+    def signal(self, number: int, rank: int = 0) -> None:
+        os.kill(self.pids[rank], number)
+
+    def wait(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return warm().wait(self, timeout)
+
+
 class Warm:
     """The warm parent of this session, and one job after the other."""
 
@@ -91,26 +112,35 @@ class Warm:
         self._count = 0
         atexit.register(self.close)
 
-    def run(self, argv: list[str], ranks: int, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Exit code 0, or that of the first rank that failed."""
+    def start(self, argv: list[str], ranks: int) -> Started:
+        """Fork the ranks of a job."""
         self._count += 1
         files = {name: Path(self._folder.name, f"{self._count}.{name}") for name in ("out", "err")}
         for file in files.values():
             file.touch()
         job = {"argv": argv, "ranks": ranks, "env": environment(), **{name: str(file) for name, file in files.items()}}
+        return Started(argv, self._ask(job, 30), files["out"], files["err"])
+
+    def wait(self, started: Started, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Exit code 0, or that of the first rank that failed."""
+        codes = self._ask({"wait": started.pids}, timeout)
+        code = next((code for code in codes if code), 0)
+        said = [file.read_text(errors="replace") for file in (started.out, started.err)]
+        return subprocess.CompletedProcess(started.argv, code, *said)
+
+    def _ask(self, question: dict[str, Any], timeout: float) -> list[int]:
         assert self._parent.stdin
         assert self._parent.stdout
-        self._parent.stdin.write(json.dumps(job) + "\n")
-        self._parent.stdin.flush()
         late = threading.Timer(timeout, self.close)
         late.start()
+        self._parent.stdin.write(json.dumps(question) + "\n")
+        self._parent.stdin.flush()
         answer = self._parent.stdout.readline()
         late.cancel()
-        said = [file.read_text(errors="replace") for file in files.values()]
         if not answer:
-            raise subprocess.TimeoutExpired(argv, timeout, *said)
-        code = next((code for code in json.loads(answer) if code), 0)
-        return subprocess.CompletedProcess(argv, code, *said)
+            raise subprocess.TimeoutExpired(str(question)[:500], timeout)
+        numbers: list[int] = json.loads(answer)
+        return numbers
 
     def close(self) -> None:
         """End the parent and whatever it has started."""
@@ -123,11 +153,20 @@ class Warm:
 WARM: list[Warm] = []
 
 
-def ranks_of(argv: list[str], ranks: int, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Python with `argv` on so many forked ranks; 0 for a process that no launcher started."""
+def warm() -> Warm:
     if not WARM:
         WARM.append(Warm())
-    return WARM[0].run(argv, ranks, timeout)
+    return WARM[0]
+
+
+def start_ranks(argv: list[str], ranks: int) -> Started:
+    """Python with `argv` on so many forked ranks; 0 for a process that no launcher started."""
+    return warm().start(argv, ranks)
+
+
+def ranks_of(argv: list[str], ranks: int, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`start_ranks`, and wait for their end."""
+    return start_ranks(argv, ranks).wait(timeout)
 
 
 def arguments(config: Path, *overrides: str, zero: str) -> list[str]:

@@ -1,14 +1,15 @@
 """A warm parent, started once a session: it has imported what ranks need, and forks each job's ranks from itself.
 
 So a test's ranks are real processes with a process group of their own, and start in a tenth of a second instead of three.
-A job is a line on standard input, as JSON: "argv" as of python itself (a script, or "-m" and a module), "ranks" (0 for a
-process without a launcher), "env", and the files "out" and "err". The answer is a line with the exit codes. As launchers
-do, it ends the other ranks when one has failed.
+A job is a line on standard input, as JSON: "argv" as of python itself (a script, "-m" and a module, or "-c" and code),
+"ranks" (0 for a process without a launcher), "env", and the files "out" and "err". The answers are two lines: the process
+numbers, and, after {"wait": numbers}, the exit codes. As launchers do, it ends the other ranks when one has failed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import runpy
 import signal
@@ -55,13 +56,14 @@ def ended(pids: list[int]) -> list[int]:
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(pids):
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in pids:
-            codes[pid] = os.waitstatus_to_exitcode(status)
-            if codes[pid] != 0 and deadline == float("inf"):
-                deadline = time.monotonic() + GRACE_S
-                for other in set(pids) - set(codes):
-                    os.kill(other, signal.SIGTERM)
+        for pid in set(pids) - set(codes):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE_S
+            for other in set(pids) - set(codes):
+                os.kill(other, signal.SIGTERM)
         elif time.monotonic() > deadline:
             for other in set(pids) - set(codes):
                 os.kill(other, signal.SIGKILL)
@@ -74,6 +76,9 @@ def serve() -> list[str]:
     """Fork jobs until standard input ends; in a forked rank, what it has to run."""
     for line in sys.stdin:
         job = json.loads(line)
+        if "wait" in job:
+            print(json.dumps(ended(job["wait"])), flush=True)
+            continue
         port, pids = free_port(), []
         for rank in range(max(1, job["ranks"])):
             pid = os.fork()
@@ -82,16 +87,34 @@ def serve() -> list[str]:
                 argv: list[str] = job["argv"]
                 return argv
             pids.append(pid)
-        print(json.dumps(ended(pids)), flush=True)
+        print(json.dumps(pids), flush=True)
     return []
+
+
+def run(argv: list[str]) -> None:
+    """As python would; but a rank that has ended is gone at once, without tidying up a thousand modules."""
+    try:
+        if argv[0] == "-c":
+            sys.argv = argv[:1] + argv[2:]
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+        elif argv[0] == "-m":
+            sys.argv = argv[1:]
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = argv
+            runpy.run_path(argv[0], run_name="__main__")
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
     told = serve()
-    # At the top of the process, so that exit codes, hooks and threads are those of a python that was started so.
-    if told and told[0] == "-m":
-        sys.argv = told[1:]
-        runpy.run_module(told[1], run_name="__main__", alter_sys=True)
-    elif told:
-        sys.argv = told
-        runpy.run_path(told[0], run_name="__main__")
+    if told:
+        run(told)  # at the top of the process, so that a hook for errors is called as it would be

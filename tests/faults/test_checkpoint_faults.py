@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.wind_scan.cache import ScanCache
-from tests.launching import BIN, arguments, losses, manifest, module, run, tiny_config, train
+from tests.launching import BIN, arguments, losses, manifest, module, ranks_of, run, tiny_config, train
 from trainer.checkpoint import same_run, store
 from trainer.checkpoint.manifest import CheckpointError, FileRecord, Manifest, Memory, Progress, write
 
@@ -139,8 +139,7 @@ def test_f27_changes_are_refused_unless_allowed_and_then_recorded() -> None:
 def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path) -> None:
     """ "Only rank 0 has the weights" was never proven; nothing could tell. One of four ranks is corrupted."""
     stages = {zero: arguments(config, zero=zero)[3] for zero in "0123"}
-    command = ["torchrun", "--standalone", "--nproc_per_node", "4", "tests/distributed/divergent.py", str(config)]
-    done = run([*command, json.dumps(stages)])
+    done = ranks_of(["tests/distributed/divergent.py", str(config), json.dumps(stages)], 4)
     assert done.returncode == 0, done.stderr[-3000:]
     for zero in "0123":
         ranks = "[0, 1, 2, 3]" if zero == "3" else "[2]"  # what ZeRO 3 gathers is wrong everywhere

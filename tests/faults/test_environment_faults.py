@@ -34,11 +34,12 @@ from tests.faults.test_silent_faults import told
 from tests.launching import (
     ROOT,
     arguments,
-    environment,
     free_port,
     manifest,
     module,
+    ranks_of,
     run,
+    start_ranks,
     tiny_config,
     train_several,
 )
@@ -440,24 +441,18 @@ def test_f61_every_wish_to_stop_is_heard_in_a_collective_and_a_second_one_ends_t
     """Ctrl-C, SIGHUP and a second SIGTERM had three behaviours, two of them a traceback."""
     cases = (((signal.SIGHUP, signal.SIGHUP), 0), ((signal.SIGINT,), 0), ((signal.SIGTERM, None, signal.SIGINT), 130))
     for numbers, code in cases:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LISTENER, *(["x"] if not code else [])],
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+        process = start_ranks(["-c", LISTENER, *([] if code else ["x"])], 0)
+        while "ready" not in process.out.read_text():
+            assert process.alive(), process.err.read_text()
+            time.sleep(0.02)
         for number in numbers:
             time.sleep(0.05 if number else 0.8)
             if number:
-                process.send_signal(number)
-        said, errors = process.communicate(timeout=30)
-        assert process.returncode == code, errors
-        assert "Traceback" not in errors
-        assert (signal.Signals(numbers[0]).name in said) == (code == 0)
+                process.signal(number)
+        done = process.wait(30)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert (signal.Signals(numbers[0]).name in done.stdout) == (code == 0)
 
 
 def test_f61_ctrl_c_during_a_validation_leaves_it_and_saves(config: Path) -> None:
@@ -470,21 +465,16 @@ def test_f61_ctrl_c_during_a_validation_leaves_it_and_saves(config: Path) -> Non
         "validation.samples=400",
         "batch={total: 2, micro: 1}",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "trainer/train.py", *arguments(config, *overrides, zero="1")],
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_ranks(["trainer/train.py", *arguments(config, *overrides, zero="1")], 0)
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and '"step": 2,' in metrics.read_text()):
-        assert process.poll() is None
+        assert process.alive(), process.err.read_text()
         time.sleep(0.05)
     time.sleep(0.4)  # into the validation of step 2
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 75, said
+    process.signal(signal.SIGINT)
+    done = process.wait(30)
+    said = done.stderr
+    assert done.returncode == 75, said
     step = manifest(folder / "checkpoints/latest")["progress"]["step"]
     assert f"stopped at step {step} (SIGINT)" in said
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -592,8 +582,7 @@ def test_f64_zero_3_and_1_interchange_with_both_moments_and_in_several_files(con
 def test_f65_bf16_gradients_of_eight_ranks_are_averaged_and_accumulated_in_fp32(config: Path) -> None:
     """They were reduced and accumulated in bf16: 2 to 3 % of error in a ring of 400."""
     stages = {zero: arguments(config, zero=zero)[3] for zero in "0123"}
-    command = ["torchrun", "--standalone", "--nproc_per_node", "8", "tests/distributed/gradients.py", str(config)]
-    done = run([*command, json.dumps(stages)])
+    done = ranks_of(["tests/distributed/gradients.py", str(config), json.dumps(stages)], 8)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line.removeprefix("GRADIENT ")) for line in done.stdout.splitlines() if line.startswith("GRADIENT ")]
     assert {line["zero"] for line in lines} == set("0123")

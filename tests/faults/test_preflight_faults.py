@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, environment, run, tiny_config
+from tests.launching import ROOT, ranks_of, run, tiny_config
 
 Said = dict[str, list[list[str]]]
 
@@ -18,8 +17,7 @@ Said = dict[str, list[list[str]]]
 def said(tiny_path: Path, tiny_scan: object, tmp_path_factory: pytest.TempPathFactory) -> Said:
     folder = tmp_path_factory.mktemp("preflight")
     config = tiny_config(folder, tiny_path)
-    command = [sys.executable, "tests/faults/preflight_driver.py", str(config), str(tiny_path), str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = ranks_of(["tests/faults/preflight_driver.py", str(config), str(tiny_path), str(folder)], 0)
     assert done.returncode == 0, done.stderr[-4000:]
     result: Said = json.loads(done.stdout.splitlines()[-1])
     return result

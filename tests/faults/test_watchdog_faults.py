@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, arguments, environment, free_port, run, tiny_config
+from tests.launching import arguments, ranks_of, start_ranks, tiny_config
 
 LIMIT_S = 5.0
 PHASES = ["rendezvous", "first_collective", "first_batch", "step", "save"]
@@ -21,29 +20,24 @@ def test_f19_a_frozen_rank_is_named_in_every_phase(tiny_path: Path, tiny_scan: o
     """128 GPUs stood still for six hours after "all processes registered", and nobody watched."""
     config = tiny_config(tmp_path, tiny_path, checkpoint={"every": 3})
     given = arguments(config, f"watch.{phase}={LIMIT_S}", "steps=6", "schedule.decay_steps=6", zero="1")
-    port = str(free_port())
-    ranks = []
-    for rank in range(2):
-        own = environment() | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "tests/distributed/frozen.py", phase, *given]
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True))
+    started = start_ranks(["tests/distributed/frozen.py", phase, *given], 2)
     try:
-        frozen_at = wait_until_stopped(ranks[1].pid)
-        _, errors = ranks[0].communicate(timeout=60)
+        frozen_at = wait_until_stopped(started.pids[1])
+        while started.alive(0):
+            assert time.monotonic() < frozen_at + 60
+            time.sleep(0.02)
         seconds = time.monotonic() - frozen_at
-        assert ranks[0].returncode == 70, errors
-        assert seconds < LIMIT_S + 10.0, errors
-        assert f"phase '{phase}' outlasted watch.{phase} = 5 s; silent: rank 1." in errors
-        assert errors.count("watchdog:") == 1
-        report = (tmp_path / "run/watchdog/report.txt").read_text()
-        assert "silent: rank 1." in report
-        assert "Current thread" in (tmp_path / "run/watchdog/rank-0.txt").read_text()
-        assert not (tmp_path / "run/watchdog/rank-1.txt").exists()
     finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+        started.signal(signal.SIGKILL, rank=1)
+    done = started.wait()
+    assert done.returncode == 70, done.stderr
+    assert seconds < LIMIT_S + 10.0, done.stderr
+    assert f"phase '{phase}' outlasted watch.{phase} = 5 s; silent: rank 1." in done.stderr
+    assert done.stderr.count("watchdog:") == 1
+    report = (tmp_path / "run/watchdog/report.txt").read_text()
+    assert "silent: rank 1." in report
+    assert "Current thread" in (tmp_path / "run/watchdog/rank-0.txt").read_text()
+    assert not (tmp_path / "run/watchdog/rank-1.txt").exists()
 
 
 def wait_until_stopped(pid: int) -> float:
@@ -67,9 +61,9 @@ def test_f20_the_evidence_is_kept_with_the_run_and_an_old_report_does_not_speak_
         "with Watchdog(Path(sys.argv[1]), 0, 3, Watch(step=1.0)) as watchdog:\n"
         "    watchdog.enter('step'); where_it_hangs = time.sleep(60)\n"
     )
-    done = run([sys.executable, "-c", code, str(tmp_path)])
+    done = ranks_of(["-c", code, str(tmp_path)], 0)
     assert done.returncode == 70
     assert "silent: rank 1, 2." in (tmp_path / "watchdog/report.txt").read_text()
     stacks = (tmp_path / "watchdog/rank-0.txt").read_text()
     assert "in phase 'step'" in stacks
-    assert 'File "<string>", line 3' in stacks
+    assert 'File "<string>", line 4' in stacks

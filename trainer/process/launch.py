@@ -59,6 +59,7 @@ def join(timeout_minutes: float) -> World:
     from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    leave_muon_uncompiled()
     if device.type == "cpu":
         skip_inference_operator()
     timeout = datetime.timedelta(minutes=timeout_minutes)
@@ -90,6 +91,14 @@ def skip_inference_operator() -> None:
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def leave_muon_uncompiled() -> None:
+    """DeepSpeed 0.19.8 asks of every optimizer whether it is Muon, and compiles Muon's kernels for the answer: that imports
+    all of torch's compiler, over a second of processor and a thousand files on every rank, for nothing."""
+    from deepspeed.runtime import compiler
+
+    compiler.compile = lambda: compiler.dummy_decorator
 
 
 def try_collectives(world: World, megabytes: int = 16) -> None:
