@@ -12,10 +12,10 @@ from pathlib import Path
 
 import netCDF4
 
-from data.prepare import stages
+from data.prepare import beginning, stages
 from data.prepare.plan import Plan
 from data.prepare.sources import spellings
-from data.store import writing
+from data.store import finishing
 from tests.reanalysis import CAQRA, write_caqra, write_static
 
 GRID = (339, 432)
@@ -53,11 +53,11 @@ def main() -> None:
                 size = sum(pool.map(decompress, jobs, chunksize=1))
                 rates["decompression"].append(size / (time.perf_counter() - started))
             target = folder / "out.zarr"
-            stages.begin(target, plan)
+            beginning.begin(target, plan)
             started = time.perf_counter()
             stages.load(target, stages.remaining(target), WORKERS)
             rates["preparation"].append(size / (time.perf_counter() - started))
-            writing.finalise(target)
+            finishing.finalise(target)
             shutil.rmtree(target)
         for name, found in rates.items():
             print(f"{name:14s} {statistics.median(found) / 1e6:6.0f} MB/s of source float32 with {WORKERS} processes")

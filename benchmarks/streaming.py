@@ -20,7 +20,7 @@ import xarray as xr
 
 from data import variables
 from data.samples import SampleIndex
-from data.store import layout, opening, writing
+from data.store import finishing, layout, opening, writing
 from data.store.reader import ShardReader
 from data.stream import Stream
 from data.synthetic.synthesize import load_static
@@ -55,7 +55,7 @@ def build(folder: Path) -> layout.Store:
         np.save(folder / f"{group}.npy", values)
         for channel, variable in enumerate(members):
             apart[variable.name] = (("time", "lat", "lon"), values[:, channel])
-    writing.finalise(folder / "ours.zarr")
+    finishing.finalise(folder / "ours.zarr")
     apart.to_zarr(folder / "apart.zarr", encoding={name: {"chunks": (24, *GRID)} for name in apart.data_vars})
     return opening.open_store(folder / "ours.zarr")
 

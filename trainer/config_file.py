@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = No
         raise ConfigError(f"{source} is not a valid run:\n" + "\n".join(f"  {line}" for line in lines)) from error
     except DataError as error:
         raise ConfigError(f"{source} is not a valid run:\n  {error}") from error
+
+
+def require_wandb(run: Run) -> None:
+    """
+    Raises:
+        ConfigError: a W&B project is asked for and the package is not there.
+    """
+    if run.telemetry.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("telemetry.wandb_project is set but wandb is not installed: pip install wandb")
 
 
 def dump(run: Run) -> str:

@@ -14,10 +14,10 @@ from data.batch import Batch
 from data.samples import SampleIndex
 from trainer.checkpoint import state, store
 from trainer.checkpoint.manifest import CheckpointError, Manifest
-from trainer.checkpoint.pretrained import match
 from trainer.config import Run
 from trainer.config_file import validate
 from trainer.dataset import Dataset, open_dataset
+from trainer.foreign.report import match
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 
 

@@ -54,13 +54,13 @@ def run(options: argparse.Namespace) -> None:
         raise DataError("--part I N needs --stage load and 0 <= I < N.")
     plan = plan_of(options)
 
-    from data.prepare import stages
+    from data.prepare import beginning, stages
     from data.prepare.mpi import is_first_rank
 
     if options.stage is None:
         stages.prepare(options.store, plan, options.workers)
     elif options.stage == "begin":
-        stages.begin(options.store, plan)
+        beginning.begin(options.store, plan)
     elif stages.require_same_plan(options.store, plan):
         if options.stage == "load":
             stages.load(options.store, stages.remaining(options.store, part, parts), options.workers)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,22 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data import DataError
-from data.prepare import file_identity, grid, regrid
+from data.prepare import file_identity
+from data.prepare.beginning import begin, build_scan, console, require_same_hours
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
-from data.prepare.plan import Plan, Scan, sha256_of
-from data.prepare.shards import is_done, job_of, sectors_of, write_last, write_shard
-from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
-from data.prepare.sources.spellings import needed
-from data.prepare.static import static_fields
-from data.store import layout, opening, writing
-from data.wind_scan import cache, orders
-
-console = Console(stderr=True)
+from data.prepare.plan import Plan
+from data.prepare.shards import is_done, job_of, sectors_of, write_shard
+from data.store import finishing, layout
 
 
 def prepare(path: Path, plan: Plan, workers: int) -> None:
@@ -49,101 +41,6 @@ def prepare(path: Path, plan: Plan, workers: int) -> None:
     if begin(path, plan):
         load(path, remaining(path), workers)
         finish(path)
-
-
-def begin(path: Path, plan: Plan) -> bool:
-    """Create the unfinished store, or find it as it was left.
-
-    Returns:
-        False where the store is finished already and was made by this plan.
-
-    Raises:
-        DataError: a store of another plan stands there, or an input is wrong.
-    """
-    parts = layout.parts_path(path)
-    job_of.cache_clear()  # this process may have prepared another store here
-    if path.exists():
-        made_by = opening.open_store(path).provenance.get("plan_sha256")
-        if made_by != sha256_of(plan.identity()):
-            raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
-        file_identity.require_unchanged(path, plan.files)
-        if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
-            _build_scan(path, plan.scan, None)
-        shutil.rmtree(parts, ignore_errors=True)
-        return False
-    if (parts / "plan.json").exists():
-        begun = json.loads((parts / "plan.json").read_text())
-        differing = [key for key, value in plan.identity().items() if begun.get(key) != value]
-        if differing:
-            raise DataError(
-                f"{layout.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or "
-                f"remove it and {parts} to start again."
-            )
-        _require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
-        return True
-    seen = file_identity.glance(plan.files)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.lead_hours)
-    first, last = catalogue.span
-    times = np.arange(first, last + 1)
-    (fine_lat, fine_lon), (lat, lon) = grid.spacing(catalogue.grid), grid.spacing(plan.target)
-    method = plan.method or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
-    console.print(
-        f"{len(plan.files)} files, {first} .. {last}; {fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} "
-        f"degrees, {method}"
-    )
-    regridder = regrid.build(catalogue.grid, plan.target, method)
-    outside = int((~regridder.covered).sum())
-    if outside:
-        console.print(
-            f"WARNING: {outside} of {regridder.covered.size} cells lie outside the source: missing in every hour, "
-            "and outside domain_mask"
-        )
-    static = static_fields(plan, regridder.covered)
-    if plan.scan:
-        orders.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
-    _require_space(path, len(np.unique(np.concatenate(list(catalogue.hours.values())))), plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing.create(
-        path,
-        times=times,
-        lat=plan.target.lat,
-        lon=plan.target.lon,
-        static=static,
-        splits=_split_hours(plan, times),
-        shard_hours=plan.shard_hours,
-        provenance={
-            "generator": "python -m data prepare",
-            "source": plan.source,
-            "files": len(plan.files),
-            "method": method,
-            "source_grid": list(catalogue.grid.shape),
-            "plan_sha256": sha256_of(plan.identity()),
-        },
-    )
-    catalogue.save(parts / "catalogue.npz")
-    file_identity.begin(parts, seen)
-    scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
-    write_last(parts / "plan.json", json.dumps(plan.identity()))
-    return True
-
-
-def _require_same_hours(path: Path, before: Catalogue) -> None:
-    """Files that were replaced since the catalogue was made must hold the same hours; their shards are written again.
-
-    Raises:
-        DataError: they do not.
-    """
-    parts = layout.parts_path(path)
-    replaced = file_identity.replaced(parts, before.files)
-    if not replaced:
-        return
-    names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
-    console.print(f"{names} changed since the catalogue was made: comparing")
-    if not before.equals(make_catalogue(before.fields, before.files, before.lead_hours)):
-        raise DataError(
-            f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
-            f"remove it and {parts} to start again."
-        )
 
 
 def require_same_plan(path: Path, plan: Plan) -> bool:
@@ -197,19 +94,15 @@ def finish(path: Path) -> str:
     left = remaining(path)
     if left:
         raise DataError(f"{path}: {len(left)} of {shards} shards are not written: {left[:8]}. Run the same command again.")
-    _require_same_hours(path, job_of(path).catalogue)
+    require_same_hours(path, job_of(path).catalogue)
     if scan:
         codes = np.concatenate([sectors_of(path, i) for i in range(shards)])
     files = job_of(path).catalogue.files
     about = {file_identity.RECORD: json.dumps(file_identity.describe(layout.parts_path(path), files), indent=0)}
-    fingerprint = writing.finalise(path, about)
+    fingerprint = finishing.finalise(path, about)
     if scan:
-        _build_scan(path, scan, codes)
+        build_scan(path, scan, codes)
     return fingerprint
-
-
-def _build_scan(path: Path, scan: Scan, codes: np.ndarray | None) -> None:
-    cache.build(opening.open_store(path), scan.out, patch=scan.patch, regions=scan.regions, sectors=scan.sectors, codes=codes)
 
 
 def _written(path: Path, shards: list[int], workers: int) -> Iterator[int]:
@@ -244,28 +137,6 @@ def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
 def _require_begun(path: Path) -> None:
     if not (layout.parts_path(path) / "plan.json").exists():
         raise DataError(f"nothing was begun for {path}: run `python -m data prepare ... --stage begin` first, once.")
-
-
-def _split_hours(plan: Plan, times: np.ndarray) -> dict[str, tuple[int, int]]:
-    splits = {}
-    for name, days in plan.splits.items():
-        try:
-            first, last = (np.datetime64(day, "D") for day in days)
-        except ValueError as error:
-            raise DataError(f"--{name} {' '.join(days)}: write days as 2013-01-01.") from error
-        start, stop = np.searchsorted(times, [first.astype(times.dtype), (last + 1).astype(times.dtype)])
-        if start == stop:
-            raise DataError(f"--{name} {' '.join(days)} holds no hour of the data ({times[0]} .. {times[-1]}).")
-        splits[name] = (int(start), int(stop))
-    return splits
-
-
-def _require_space(path: Path, hours: int, plan: Plan) -> None:
-    there = next(p for p in [path.parent, *path.parent.parents] if p.exists())
-    free = shutil.disk_usage(there).free
-    wanted = 4 * hours * len(needed()) * plan.grid[0] * plan.grid[1]
-    if wanted > free:
-        raise DataError(f"{path} will take up to {wanted / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB free.")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,11 @@ from data.store.layout import (
     EPOCH,
     FORMAT,
     attributes_of,
-    content_of,
-    fingerprint_of,
     hash_of,
     partial_path,
     parts_path,
     shard_file,
     split_indices,
-    tables_of,
 )
 
 
@@ -54,84 +50,29 @@ def create(
     Raises:
         DataError: the store exists, times are not hourly, splits overlap, or a static field is missing or impossible.
     """
-    if path.exists():
-        raise DataError(f"{path} already exists. Remove it first, or write to another path.")
-    if not (np.diff(times.astype("datetime64[h]")).astype(int) == 1).all():
-        raise DataError(f"{path}: times must be hourly and without gaps (write a missing hour as NaN).")
-    bounds = sorted(splits.values())
-    overlap = any(a[1] > b[0] for a, b in zip(bounds, bounds[1:], strict=False))
-    if "train" not in splits or overlap or bounds[0][0] < 0 or bounds[-1][1] > len(times):
-        raise DataError(f"{path}: splits must include 'train', lie inside the data and not overlap: {splits}")
-    expected = variables.names("static")
-    if sorted(static) != sorted(expected):
-        raise DataError(f"{path}: static fields must be {expected}, got {sorted(static)}.")
-    shape = (len(lat), len(lon))
-    for name, field in static.items():
-        _check_range(name, float(np.nanmin(field)), float(np.nanmax(field)), where=str(path))
-        if field.shape != shape or not np.isfinite(field).all():
-            raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
-
+    _require_possible(path, times, splits)
+    _require_static(path, static, (len(lat), len(lon)))
     shutil.rmtree(parts_path(path), ignore_errors=True)
     root = zarr.open_group(partial_path(path), mode="w", zarr_format=3)
-    _coordinate(
-        root,
-        "time",
-        (times.astype("datetime64[h]") - EPOCH).astype("int32"),
-        ("time",),
-        standard_name="time",
-        units="hours since 1970-01-01 00:00:00",
-        calendar="proleptic_gregorian",
-    )
-    _coordinate(root, "lat", np.asarray(lat, "f8"), ("lat",), standard_name="latitude", units="degrees_north", axis="Y")
-    _coordinate(root, "lon", np.asarray(lon, "f8"), ("lon",), standard_name="longitude", units="degrees_east", axis="X")
-    for group, members in variables.GROUPS.items():
-        dim = f"{group}_variable"
-        _coordinate(root, dim, np.array([v.name for v in members], object), (dim,), long_name=f"{group} variable")
-        _coordinate(
-            root,
-            f"{group}_units",
-            np.array([v.units for v in members], object),
-            (dim,),
-            long_name=f"units of the {group} variables",
-        )
-        for kind in ("standard_name", "long_name"):
-            _coordinate(
-                root,
-                f"{group}_{kind}",
-                np.array([getattr(v, kind) for v in members], object),
-                (dim,),
-                long_name=f"{kind} of the {group} variables",
-            )
-        if group == "static":
-            _coordinate(
-                root,
-                "static",
-                np.stack([static[v.name] for v in members]).astype("f4"),
-                (dim, "lat", "lon"),
-                coordinates="static_units",
-            )
-            continue
-        array = root.create_array(
-            group,
-            shape=(len(times), len(members), *shape),
-            dtype="float32",
-            fill_value=float("nan"),
-            chunks=(1, len(members), *shape),
-            shards=(shard_hours, len(members), *shape),
-            compressors=None,
-            dimension_names=("time", dim, "lat", "lon"),
-        )
-        array.attrs["coordinates"] = f"{group}_units {group}_standard_name {group}_long_name"
-    root.attrs.update(
-        {
-            "Conventions": "CF-1.11",
-            "store_format": FORMAT,
-            "shard_hours": shard_hours,
-            "provenance": provenance,
-            "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
-            "missing_values": "NaN; inputs are filled with the training mean, targets get zero weight",
-        }
-    )
+    since = {"standard_name": "time", "units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
+    write_array(root, "time", (times.astype("datetime64[h]") - EPOCH).astype("int32"), ("time",), **since)
+    write_array(root, "lat", np.asarray(lat, "f8"), ("lat",), standard_name="latitude", units="degrees_north", axis="Y")
+    write_array(root, "lon", np.asarray(lon, "f8"), ("lon",), standard_name="longitude", units="degrees_east", axis="X")
+    for group in variables.GROUPS:
+        _name_variables(root, group)
+    fields = np.stack([static[name] for name in variables.names("static")]).astype("f4")
+    write_array(root, "static", fields, ("static_variable", "lat", "lon"), coordinates="static_units")
+    for group in DYNAMIC_GROUPS:
+        _create_dynamic(root, group, (len(times), len(lat), len(lon)), shard_hours)
+    described: dict[str, Any] = {
+        "Conventions": "CF-1.11",
+        "store_format": FORMAT,
+        "shard_hours": shard_hours,
+        "provenance": provenance,
+        "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
+        "missing_values": "NaN; inputs are filled with the training mean, targets get zero weight",
+    }
+    root.attrs.update(described)
     parts_path(path).mkdir()
 
 
@@ -170,14 +111,14 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
         "high": high.tolist(),
         "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
     }
-    being_written = _done_mark(path, group, shard).with_suffix(f".{os.getpid()}")
+    being_written = done_mark(path, group, shard).with_suffix(f".{os.getpid()}")
     being_written.write_text(json.dumps(mark))
-    being_written.rename(_done_mark(path, group, shard))
+    being_written.rename(done_mark(path, group, shard))
 
 
 def is_written(path: Path, group: str, shard: int) -> bool:
     """Whether a shard of an unfinished store is done and still what was written."""
-    mark, file = _done_mark(path, group, shard), _shard_file(path, group, shard)
+    mark, file = done_mark(path, group, shard), _shard_file(path, group, shard)
     if not mark.exists():
         return False
     try:
@@ -187,64 +128,8 @@ def is_written(path: Path, group: str, shard: int) -> bool:
     return bool(expected == hash_of(file))
 
 
-def finalise(path: Path, attachments: dict[str, str] | None = None) -> str:
-    """Merge the shards' moments into statistics, write the fingerprint and rename the store into place.
-
-    Args:
-        attachments: text files to lay into the store, by name.
-
-    Returns:
-        The content fingerprint.
-
-    Raises:
-        DataError: shards are missing, or a variable is constant or absent over the training split.
-    """
-    partial = partial_path(path)
-    root = zarr.open_group(partial, mode="r+")
-    shard_hours = int(attributes_of(root)["shard_hours"])
-    fitted: dict[str, dict[str, float]] = {}
-    hashes: dict[str, str] = {}
-    years: dict[str, dict[str, Any]] = {}
-    for group in DYNAMIC_GROUPS:
-        array = root[group]
-        assert isinstance(array, zarr.Array)
-        shards = -(-array.shape[0] // shard_hours)
-        absent = [i for i in range(shards) if not _done_mark(path, group, i).exists()]
-        if absent:
-            raise DataError(f"{path}: shards {absent[:8]} of '{group}' were never written ({len(absent)} in all).")
-        marks = [json.loads(_done_mark(path, group, i).read_text()) for i in range(shards)]
-        hashes |= {f"{group}/{i}": mark["sha256"] for i, mark in enumerate(marks)}
-        for channel, variable in enumerate(variables.GROUPS[group]):
-            fitted[variable.name] = statistics.merge([mark["statistics"][channel] for mark in marks], variable)
-        missing = np.array([step for mark in marks for step in mark["missing"]], "f4")
-        _coordinate(
-            root, f"{group}_missing", missing, ("time", f"{group}_variable"), long_name="share of missing cells", units="1"
-        )
-        _summarise_years(years, root, group, marks, missing)
-    for name, field in zip(variables.names("static"), np.asarray(root["static"], "f8"), strict=True):
-        fitted[name] = {"mean": field.mean(), "std": field.std(), "min": field.min(), "max": field.max(), "count": field.size}
-    for name, numbers in fitted.items():
-        if not numbers["count"]:
-            raise DataError(f"{path}: '{name}' has no valid value in the training split; statistics cannot be fitted.")
-    root.attrs["statistics"] = {name: {k: float(x) for k, x in s.items()} for name, s in fitted.items()}
-    root.attrs["years"] = years
-    root.attrs["content"] = content_of(hashes)
-    root.attrs["tables"] = tables_of(root)
-    fingerprint = fingerprint_of(root)
-    root.attrs["fingerprint"] = fingerprint
-    for remnant in partial.rglob("*.partial"):  # of writers that were killed
-        remnant.unlink()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(partial)
-    for name, text in {"shards.json": json.dumps(hashes, indent=0), **(attachments or {})}.items():
-        (partial / name).write_text(text)
-    partial.rename(path)
-    shutil.rmtree(parts_path(path))
-    return fingerprint
-
-
-def _coordinate(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> None:
+def write_array(root: zarr.Group, name: str, values: np.ndarray, dims: tuple[str, ...], **attrs: str) -> None:
+    """A whole array with its CF attributes."""
     if values.dtype == object:
         array = root.create_array(name, shape=values.shape, dtype=str, dimension_names=dims)
         array[:] = values
@@ -276,25 +161,54 @@ def _check_range(name: str, low: float, high: float, where: str) -> None:
         )
 
 
-def _summarise_years(
-    years: dict[str, Any], root: zarr.Group, group: str, marks: list[dict[str, Any]], missing: np.ndarray
-) -> None:
-    """Of every calendar year: hours, wholly missing hours, and missing share and range of every variable of `group`."""
-    low, high = (np.array([hour for mark in marks for hour in mark[key]], "f8") for key in ("low", "high"))
-    year_of = (EPOCH + np.asarray(root["time"]).astype("timedelta64[h]")).astype("datetime64[Y]")
-    for year in np.unique(year_of):
-        mine = year_of == year
-        entry = years.setdefault(str(year), {"hours": int(mine.sum()), "gaps": {}, "variables": {}})
-        entry["gaps"][group] = int((missing[mine] >= 1.0).all(1).sum())
-        for channel, name in enumerate(variables.names(group)):
-            valid = np.isfinite(low[mine, channel])
-            ends = [float(low[mine, channel][valid].min()), float(high[mine, channel][valid].max())] if valid.any() else None
-            entry["variables"][name] = {"missing": float(missing[mine, channel].mean()), "range": ends}
-
-
 def _shard_file(path: Path, group: str, shard: int) -> Path:
     return partial_path(path) / shard_file(f"{group}/{shard}")
 
 
-def _done_mark(path: Path, group: str, shard: int) -> Path:
+def done_mark(path: Path, group: str, shard: int) -> Path:
     return parts_path(path) / f"{group}-{shard}.json"
+
+
+def _require_possible(path: Path, times: np.ndarray, splits: dict[str, tuple[int, int]]) -> None:
+    if path.exists():
+        raise DataError(f"{path} already exists. Remove it first, or write to another path.")
+    if not (np.diff(times.astype("datetime64[h]")).astype(int) == 1).all():
+        raise DataError(f"{path}: times must be hourly and without gaps (write a missing hour as NaN).")
+    bounds = sorted(splits.values())
+    overlap = any(a[1] > b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    if "train" not in splits or overlap or bounds[0][0] < 0 or bounds[-1][1] > len(times):
+        raise DataError(f"{path}: splits must include 'train', lie inside the data and not overlap: {splits}")
+
+
+def _require_static(path: Path, static: dict[str, np.ndarray], shape: tuple[int, int]) -> None:
+    expected = variables.names("static")
+    if sorted(static) != sorted(expected):
+        raise DataError(f"{path}: static fields must be {expected}, got {sorted(static)}.")
+    for name, field in static.items():
+        _check_range(name, float(np.nanmin(field)), float(np.nanmax(field)), where=str(path))
+        if field.shape != shape or not np.isfinite(field).all():
+            raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
+
+
+def _name_variables(root: zarr.Group, group: str) -> None:
+    """Coordinates that say what the variables of a group are."""
+    members, dim = variables.GROUPS[group], f"{group}_variable"
+    texts = {f"{group}_{kind}": [getattr(v, kind) for v in members] for kind in ("units", "standard_name", "long_name")}
+    for name, values in ({dim: [v.name for v in members]} | texts).items():
+        write_array(root, name, np.array(values, object), (dim,), long_name=f"{name.replace('_', ' ')} of every variable")
+
+
+def _create_dynamic(root: zarr.Group, group: str, shape: tuple[int, int, int], shard_hours: int) -> None:
+    hours, rows, cols = shape
+    channels = len(variables.GROUPS[group])
+    array = root.create_array(
+        group,
+        shape=(hours, channels, rows, cols),
+        dtype="float32",
+        fill_value=float("nan"),
+        chunks=(1, channels, rows, cols),
+        shards=(shard_hours, channels, rows, cols),
+        compressors=None,
+        dimension_names=("time", f"{group}_variable", "lat", "lon"),
+    )
+    array.attrs["coordinates"] = f"{group}_units {group}_standard_name {group}_long_name"

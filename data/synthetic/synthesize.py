@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data import DataError
-from data.store import writing
+from data.store import finishing, writing
 from data.synthetic.atmosphere import Atmosphere
 from data.synthetic.recipe import Recipe
 
@@ -59,7 +59,7 @@ def synthesize(path: Path, recipe: Recipe) -> str:
         if slot == recipe.shard_hours - 1 or hour == hours - 1:
             writing.write_block(path, "weather", hour - slot, weather[: slot + 1])
             writing.write_block(path, "chemistry", hour - slot, chemistry[: slot + 1])
-    return writing.finalise(path)
+    return finishing.finalise(path)
 
 
 def load_static(rows: int, cols: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

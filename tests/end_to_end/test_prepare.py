@@ -20,7 +20,7 @@ import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 import zarr
 
 from data import DataError, locks, variables
-from data.prepare import regrid, stages, static
+from data.prepare import beginning, regrid, stages, static
 from data.prepare.grid import Grid
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources import spellings
@@ -234,7 +234,7 @@ def test_what_is_done_is_verified_and_only_the_rest_is_written(raw: Path, caqra:
     ours = plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish)
     with pytest.raises(DataError, match="nothing was begun"):
         stages.remaining(path)
-    assert stages.begin(path, ours)
+    assert beginning.begin(path, ours)
     stages.load(path, stages.remaining(path, 1, 2), workers=1)
     assert stages.remaining(path) == [0, 2, 4]
     with pytest.raises(DataError, match="3 of 5 shards are not written"):
@@ -242,17 +242,17 @@ def test_what_is_done_is_verified_and_only_the_rest_is_written(raw: Path, caqra:
     rotten = layout.partial_path(path) / "chemistry/c/1/0/0/0"
     rotten.write_bytes(rotten.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match="begun with other shard_hours"):
-        stages.begin(path, plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish, shard_hours=48))
-    assert stages.begin(path, ours)
+        beginning.begin(path, plan(raw, raw / "feb.nc", raw / "jan.nc", scan=wish, shard_hours=48))
+    assert beginning.begin(path, ours)
     assert stages.remaining(path) == [0, 1, 2, 4]
     stages.load(path, stages.remaining(path), workers=1)
     stages.finish(path)
     assert {name: body for name, body in content(path).items() if name != "zarr.json"} == {
         name: body for name, body in content(caqra).items() if name != "zarr.json"
     }
-    assert not stages.begin(path, ours)
+    assert not beginning.begin(path, ours)
     with pytest.raises(DataError, match="from another plan"):
-        stages.begin(path, plan(raw, raw / "jan.nc"))
+        beginning.begin(path, plan(raw, raw / "jan.nc"))
 
 
 def test_a_generic_source_is_mapped_by_a_file(raw: Path, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_run_killed_before_its_wind_scan_writes_it_when_started_again(
     scan = Scan(tmp_path / "s.wind_scan", 2, (4, 4))
     ours = plan(raw, raw / "jan.nc", scan=scan)
     with monkeypatch.context() as killed:
-        killed.setattr(stages, "_build_scan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(stages, "build_scan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stages.prepare(tmp_path / "s.zarr", ours, workers=1)
     stages.prepare(tmp_path / "s.zarr", ours, workers=1)
@@ -417,7 +417,7 @@ def test_a_shard_has_one_writer_and_tasks_without_mpi_are_refused(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, ours = tmp_path / "s.zarr", plan(raw, raw / "jan.nc")
-    stages.begin(path, ours)
+    beginning.begin(path, ours)
     with (
         locks.hold(layout.parts_path(path) / "lock-1"),
         pytest.raises(DataError, match=f"shard 1 of .* is being written by process {os.getpid()}"),

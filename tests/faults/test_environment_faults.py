@@ -47,13 +47,14 @@ from tests.launching import train as start_training
 from tests.unit.test_model import SMALL, randomised
 from trainer.__main__ import main as trainer_main
 from trainer.checkpoint import saving, state, store, zero
-from trainer.checkpoint.foreign import read_file
 from trainer.checkpoint.manifest import CheckpointError, Progress
-from trainer.checkpoint.pretrained import read_tensors, recorded_beside
 from trainer.commands import status
 from trainer.config import ConfigError
 from trainer.config_file import load
-from trainer.foreign_weights import import_weights
+from trainer.foreign.directories import read_tensors
+from trainer.foreign.files import read_file
+from trainer.foreign.records import recorded_beside
+from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
 from trainer.process.launch import find_ranks
 from trainer.run import start, telemetry

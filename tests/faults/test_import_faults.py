@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.unit.test_model import SMALL, arguments, randomised
-from trainer.checkpoint.pretrained import ImportReport
 from trainer.checkpoint.store import CheckpointError
-from trainer.foreign_weights import import_weights
+from trainer.foreign.report import ImportReport
+from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
 
 BIAS = "blocks.0.attn.elevation_alpha"

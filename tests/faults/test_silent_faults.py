@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data import DataError
-from data.prepare import shards, stages
+from data.prepare import beginning, shards, stages
 from data.prepare.plan import Plan
 from data.prepare.sources import files, netcdf3, reader, spellings
 from data.prepare.sources.catalogue import make_catalogue
@@ -37,7 +37,7 @@ from trainer.checkpoint.manifest import CheckpointError, FileRecord
 from trainer.config import ConfigError
 from trainer.config_file import load
 from trainer.engine import resolve_deepspeed
-from trainer.foreign_weights import import_weights
+from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
 from trainer.process.launch import choose_device
 from trainer.process.ranks import LaunchError
@@ -349,22 +349,22 @@ def test_f50_a_source_that_was_replaced_by_another_of_the_same_size_and_time_is_
 
     ours, path = plan(raw, source), tmp_path / "s.zarr"
     put("bad.nc")
-    stages.begin(path, ours)
+    beginning.begin(path, ours)
     stages.load(path, [0], workers=1)
     assert stages.remaining(path) == [1, 2]
     put("good.nc")
-    assert stages.begin(path, ours)
+    assert beginning.begin(path, ours)
     shards.job_of.cache_clear()
     assert stages.remaining(path) == [0, 1, 2]
     stages.prepare(path, ours, workers=1)
     put("good.nc")  # once more: other times of the file system, the same content
-    assert not stages.begin(path, ours)
+    assert not beginning.begin(path, ours)
     truth = tmp_path / "truth.zarr"
     stages.prepare(truth, plan(raw, raw / "good.nc"), workers=1)
     assert stores.open_store(path).shard_hashes() == stores.open_store(truth).shard_hashes()
     put("bad.nc")
     with pytest.raises(DataError, match="has another content than when .* was made of it"):
-        stages.begin(path, ours)
+        beginning.begin(path, ours)
 
 
 def forecast_file(path: Path, references: list[int], periods: list[int], with_period: bool = True) -> None:

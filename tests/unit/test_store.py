@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 
 from data import DataError, variables
-from data.store import layout, opening, writing
+from data.store import finishing, layout, opening, writing
 from data.store.layout import Store
 from data.store.opening import open_store
 from data.store.reader import ShardReader
@@ -66,7 +66,7 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path: Path) -> Non
     weather, chemistry = small_fields()
     chemistry[7:] *= 10.0  # validation hours must not be seen
     write_small(tmp_path / "s.zarr", weather, chemistry)
-    writing.finalise(tmp_path / "s.zarr")
+    finishing.finalise(tmp_path / "s.zarr")
     statistics = open_store(tmp_path / "s.zarr").statistics
     for channel, name in enumerate(variables.names("chemistry")):
         values = chemistry[:7, channel].astype("f8")
@@ -84,7 +84,7 @@ def test_statistics_are_those_of_the_training_split_alone(tmp_path: Path) -> Non
 def test_values_and_missing_shares_come_back(tmp_path: Path) -> None:
     weather, chemistry = small_fields()
     write_small(tmp_path / "s.zarr", weather, chemistry)
-    writing.finalise(tmp_path / "s.zarr")
+    finishing.finalise(tmp_path / "s.zarr")
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "chemistry"), chemistry)
     opened = open_store(tmp_path / "s.zarr")
     np.testing.assert_allclose(opened.missing["chemistry"], np.isnan(chemistry).mean((2, 3)), atol=1e-6)
@@ -99,7 +99,7 @@ def test_fingerprint_follows_every_value(tmp_path: Path) -> None:
         altered = chemistry.copy()
         altered[11, 5, 7, 15] = 40.0 + change  # outside the training split: statistics stay equal
         write_small(tmp_path / name, weather, altered)
-        prints.append(writing.finalise(tmp_path / name))
+        prints.append(finishing.finalise(tmp_path / name))
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -145,7 +145,7 @@ def test_unfinished_store_does_not_open_and_names_what_is_absent(tmp_path: Path)
     with pytest.raises(DataError, match="unfinished"):
         open_store(path)
     with pytest.raises(DataError, match=r"shards \[1\] of 'weather'"):
-        writing.finalise(path)
+        finishing.finalise(path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_constant_variable_is_refused(tmp_path: Path) -> None:
     weather[:, 3] = 50.0
     write_small(tmp_path / "s.zarr", weather, chemistry)
     with pytest.raises(DataError, match="'rh' is constant"):
-        writing.finalise(tmp_path / "s.zarr")
+        finishing.finalise(tmp_path / "s.zarr")
 
 
 def test_overlapping_splits_are_refused(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def export(checkpoint: Path, to: Path | None) -> None:
     from safetensors.torch import save_file
 
     from trainer.checkpoint import state
-    from trainer.checkpoint.pretrained import write_whole
+    from trainer.foreign.records import write_whole
 
     weights = state.load_weights(checkpoint)
     # No network is built: the shape () of published scalars is the only difference to what the engine holds.

@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from trainer.checkpoint.manifest import sha256_of
-    from trainer.checkpoint.pretrained import RECORD, REPORT, recorded_beside, write_report, write_whole
-    from trainer.foreign_weights import import_weights
+    from trainer.foreign.records import RECORD, REPORT, recorded_beside, write_report, write_whole
+    from trainer.foreign.weights import import_weights
     from trainer.model.topoflow import TopoFlow
 
     torch.manual_seed(config.seed)

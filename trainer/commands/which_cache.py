@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> None:
     import torch
     from rich.table import Table
 
-    from trainer.checkpoint.pretrained import recorded_beside
     from trainer.dataset import open_dataset
-    from trainer.foreign_weights import network_with
+    from trainer.foreign.records import recorded_beside
+    from trainer.foreign.weights import network_with
     from trainer.scores.scoring import validation_loss
 
     recorded = recorded_beside(options.checkpoint)

@@ -11,11 +11,10 @@ import time
 import torch
 
 from data import locks
-from trainer.config_file import load
+from trainer.config_file import load, require_wandb
 from trainer.engine import resolve_deepspeed
 from trainer.preflight import plan
 from trainer.preflight.report import Failed, Subject
-from trainer.run.telemetry import require_wandb
 
 # variable -> (pattern of a harmful value, why)
 HARMFUL = {

@@ -15,7 +15,7 @@ from trainer.checkpoint import saving, state, store
 from trainer.checkpoint.manifest import Progress
 from trainer.dataset import open_dataset
 from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
-from trainer.foreign_weights import network_with
+from trainer.foreign.weights import network_with
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.preflight.report import Failed, Subject
 from trainer.run import start

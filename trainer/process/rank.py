@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from data import Refusal
 from trainer.config import Run
-from trainer.config_file import load
+from trainer.config_file import load, require_wandb
 from trainer.engine import resolve_deepspeed
 from trainer.process import launch
 from trainer.process.failure import Failing, quieten
 from trainer.process.ranks import find_ranks, require_size
 from trainer.process.stop import StopVote, end_time
 from trainer.process.watchdog import BACKSTOP_S, Watchdog
-from trainer.run.telemetry import require_wandb
 
 EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
 

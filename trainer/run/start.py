@@ -17,12 +17,12 @@ import torch
 from trainer import engine as engines
 from trainer.checkpoint import consistency, same_run, saving, state, store
 from trainer.checkpoint.manifest import CheckpointError, Memory, Progress
-from trainer.checkpoint.pretrained import write_report
 from trainer.checkpoint.state import Named
 from trainer.config import Run
 from trainer.config_file import validate
 from trainer.dataset import Dataset
-from trainer.foreign_weights import import_weights
+from trainer.foreign.records import write_report
+from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
 
 log = logging.getLogger("trainer")

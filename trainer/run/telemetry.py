@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import sys
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from data.command_line import clock
 from trainer.checkpoint.consistency import on_main
-from trainer.config import ConfigError, Run
+from trainer.config import Run
 from trainer.run.course import Course
 
 if TYPE_CHECKING:
@@ -160,15 +159,6 @@ def _drop_after(path: Path, step: int) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept))
     partial.replace(path)
-
-
-def require_wandb(run: Run) -> None:
-    """
-    Raises:
-        ConfigError: a W&B project is asked for and the package is not there.
-    """
-    if run.telemetry.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("telemetry.wandb_project is set but wandb is not installed: pip install wandb")
 
 
 def _start_wandb(run: Run) -> Any:

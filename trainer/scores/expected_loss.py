@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.checkpoint.manifest import CheckpointError, read_json
-from trainer.checkpoint.pretrained import recorded_beside
 from trainer.dataset import Dataset
+from trainer.foreign.records import recorded_beside
 from trainer.scores.scoring import validation_loss
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from data import DataError
 from data.prepare.grid import Grid
@@ -90,55 +91,75 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tupl
     Raises:
         DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
     """
-    grid: Grid | None = None
-    dims: dict[str, Dimensions] = {}
-    entries: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}
+    found = _Found(fields, files, lead_hours)
     for number, path in enumerate(files):
         with opened(path) as dataset:
-            present = {name: spelt for name, named in fields.items() if (spelt := spelling(dataset, named))}
-            if not present:
-                continue
-            here = grid_of(dataset, next(iter(present.values())), path)
-            grid = grid or here
-            if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
-                raise DataError(
-                    f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {files[0]}: prepare each "
-                    "grid on its own."
-                )
-            hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
-            for name, spelt in present.items():
-                require_known_unit(fields[name], dataset[spelt], name, path)
-                found = dimensions_of(dataset, spelt, path)
-                along = (found.time, found.period)
-                if along not in hours_along:
-                    hours_along[along] = hours_of(dataset, spelt, path, lead_hours)
-                hours = hours_along[along]
-                entries[name] += [(hour, number, place) for hour, place in hours]
-                levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in found]
-                if levels:
-                    raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
-                if dims.setdefault(name, found) != found:
-                    raise DataError(
-                        f"{path}: dimensions of '{spelt}' are {found}, in the files before {dims[name]}: prepare "
-                        "each kind on its own."
-                    )
-    absent = [name for name, found in entries.items() if not found]
-    if absent or grid is None:
+            found.look_into(dataset, number)
+    absent = [name for name, places in found.places.items() if not places]
+    if absent or found.grid is None:
         wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
         raise DataError(
             f"none of the {len(files)} files holds: {wanted}. Add the files that do, or map the names your files "
             "use with `generic --map`."
         )
-    columns: dict[str, tuple[np.ndarray, ...]] = {}
-    for name, places in entries.items():
-        places.sort()
+    columns = {name: found.columns(name) for name in fields}
+    hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
+    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, lead_hours)
+
+
+class _Found:
+    """What has been found so far, file by file."""
+
+    def __init__(self, fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None) -> None:
+        self.fields, self.files, self.lead_hours = fields, files, lead_hours
+        self.grid: Grid | None = None
+        self.dims: dict[str, Dimensions] = {}
+        self.places: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}  # hour, file, place
+
+    def look_into(self, dataset: xr.Dataset, number: int) -> None:
+        path = self.files[number]
+        present = {name: spelt for name, named in self.fields.items() if (spelt := spelling(dataset, named))}
+        if not present:
+            return
+        self._require_same_grid(grid_of(dataset, next(iter(present.values())), path), path)
+        hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
+        for name, spelt in present.items():
+            require_known_unit(self.fields[name], dataset[spelt], name, path)
+            dims = self._require_same_dimensions(dataset, name, spelt, path)
+            along = (dims.time, dims.period)
+            if along not in hours_along:
+                hours_along[along] = hours_of(dataset, spelt, path, self.lead_hours)
+            self.places[name] += [(hour, number, place) for hour, place in hours_along[along]]
+
+    def columns(self, name: str) -> tuple[np.ndarray, ...]:
+        """Hours in order, and the file and place of each; no hour is in two places."""
+        places = sorted(self.places[name])
         for (hour, first, _), (again, second, _) in zip(places, places[1:], strict=False):
             if hour == again:
-                where = f"twice in {files[first]}" if first == second else f"in {files[first]} and in {files[second]}"
+                one, other = self.files[first], self.files[second]
+                where = f"twice in {one}" if first == second else f"in {one} and in {other}"
                 remedy = "remove one of the two"
-                if dims[name].period:
+                if self.dims[name].period:
                     remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
                 raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
-        columns[name] = tuple(np.array(column) for column in zip(*places, strict=True))
-    hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
-    return Catalogue(fields, files, grid, dims, hours_by_name, file_of, place_of, lead_hours)
+        return tuple(np.array(column) for column in zip(*places, strict=True))
+
+    def _require_same_grid(self, here: Grid, path: Path) -> None:
+        self.grid = grid = self.grid or here
+        if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
+            raise DataError(
+                f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {self.files[0]}: prepare each grid on "
+                "its own."
+            )
+
+    def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, path: Path) -> Dimensions:
+        dims = dimensions_of(dataset, spelt, path)
+        levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in dims]
+        if levels:
+            raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
+        if self.dims.setdefault(name, dims) != dims:
+            raise DataError(
+                f"{path}: dimensions of '{spelt}' are {dims}, in the files before {self.dims[name]}: prepare each kind on its "
+                "own."
+            )
+        return dims

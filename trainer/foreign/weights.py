@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.pretrained import ImportReport, match, read_tensors
 from trainer.config import Run
+from trainer.foreign.directories import read_tensors
+from trainer.foreign.report import ImportReport, match
 from trainer.model.compat import translate
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 

@@ -1,8 +1,7 @@
-"""Tensors out of a weights file of any format, without executing anything in it.
+"""Named tensors out of a weights file of any format.
 
 torch's own reader (`weights_only`) takes plain files. Real Lightning checkpoints also hold argparse.Namespace, numpy
-scalars, paths, configurations and classes, which it refuses; of those `_TensorReader` takes the tensors, and everything
-foreign becomes an `_Inert` that is never imported or called.
+scalars, paths, configurations and classes, which it refuses; of those pickles.py takes the tensors.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint.manifest import CheckpointError
+from trainer.foreign.pickles import Described, Harmful, read_stream, read_zipped, resolved
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 # (what a file begins with, what it is and what to do)
@@ -40,21 +38,6 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "GGUF, quantised for another program: take the original weights"),
     (b"{", "JSON: weights lie beside it, as .safetensors or .ckpt"),
 )
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-# Nothing of these is ever imported here; a file that names them wants to do something, and is not looked at any further.
-HARMFUL = {"os", "posix", "nt", "sys", "subprocess", "runpy", "pty", "socket", "ctypes", "importlib", "shutil", "webbrowser"}
-HARMFUL_BUILTINS = {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint"}
 # What unpickling a damaged or foreign file can raise.
 BAD_PICKLE = (
     pickle.UnpicklingError,
@@ -164,10 +147,10 @@ def _load_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except BAD_PICKLE:
-        reader = _read_zipped if zipped else _read_stream  # it holds foreign classes, or is damaged: these tell which
+        reader = read_zipped if zipped else read_stream  # it holds foreign classes, or is damaged: these tell which
     try:
         return reader(path)
-    except _Harmful as error:
+    except Harmful as error:
         raise CheckpointError(f"{path} wants {error} to be executed, and is not opened.") from error
     except BAD_PICKLE as error:
         raise CheckpointError(
@@ -181,12 +164,12 @@ def _first_line(error: Exception) -> str:
 
 def _choose(path: Path, content: Any) -> Foreign:
     """The state dict of a checkpoint: under one of STATE_KEYS, nested once more at most, or the whole."""
-    found: dict[str, dict[str, Tensor | _Described]] = {}
+    found: dict[str, dict[str, Tensor | Described]] = {}
 
     def search(tree: Any, where: str, depth: int) -> None:
         if not isinstance(tree, dict):
             return
-        tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, (Tensor, _Described))}
+        tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, (Tensor, Described))}
         if tensors:
             found[where] = tensors
         elif depth < 3:
@@ -205,117 +188,5 @@ def _choose(path: Path, content: Any) -> Foreign:
         )
     order = sorted(found, key=lambda w: ("ema" in w.lower(), *(w.split(".")[0] != key for key in STATE_KEYS), -len(found[w])))
     taken, *also = order
-    tensors = {name: _resolved(value) for name, value in found[taken].items()}
+    tensors = {name: resolved(value) for name, value in found[taken].items()}
     return Foreign(tensors, taken, also)
-
-
-class _Harmful(Exception):
-    """A file names something that executes commands."""
-
-
-class _Inert:
-    """Stands for any foreign class, function or instance: takes everything, does nothing."""
-
-    def __new__(cls, *arguments: Any, **keywords: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
-
-    def add(self, value: Any) -> None: ...
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> _Inert:
-        return self
-
-
-@dataclass
-class _Described:
-    """A tensor that has not been read yet."""
-
-    read: Callable[[], Tensor]  # its storage, flat
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _resolved(value: Tensor | _Described) -> Tensor:
-    return value if isinstance(value, Tensor) else value.read().as_strided(value.size, value.stride, value.offset)
-
-
-class _TensorReader(pickle.Unpickler):
-    """Rebuilds containers and describes tensors; every other name in the file becomes an `_Inert` class."""
-
-    def __init__(self, file: IO[bytes], storage: Callable[[torch.dtype, str], Callable[[], Tensor]]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        top = module.split(".")[0]
-        if top in HARMFUL or (top in ("builtins", "__builtin__") and name in HARMFUL_BUILTINS):
-            raise _Harmful(f"{module}.{name}")
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: _Described(storage, offset, tuple(size), tuple(stride))
-        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-            return lambda data, *_: data
-        return type(name, (_Inert,), {})
-
-    def persistent_load(self, pid: Any) -> Callable[[], Tensor]:
-        kind, dtype, key, *_ = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"a storage of kind {kind!r}")
-        return self._storage(dtype, str(key))
-
-
-def _flat(content: bytes, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-
-
-def _read_zipped(path: Path) -> Any:
-    """What torch.save writes since 1.6: data.pkl, and a member for every storage."""
-    archive = zipfile.ZipFile(path)
-    pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-    folder = pickled.removesuffix("data.pkl")
-
-    def storage(dtype: torch.dtype, key: str) -> Callable[[], Tensor]:
-        return lambda: _flat(archive.read(f"{folder}data/{key}"), dtype)
-
-    with archive.open(pickled) as file:
-        return _TensorReader(file, storage).load()
-
-
-def _read_stream(path: Path) -> Any:
-    """What torch.save wrote before 1.6: five pickles in a row, then every storage as its length and values."""
-    places: dict[str, tuple[torch.dtype, int, int]] = {}
-    dtypes: dict[str, torch.dtype] = {}
-
-    def storage(dtype: torch.dtype, key: str) -> Callable[[], Tensor]:
-        dtypes[key] = dtype
-
-        def read() -> Tensor:
-            kind, start, count = places[key]
-            with path.open("rb") as again:
-                again.seek(start)
-                return _flat(again.read(count * kind.itemsize), kind)
-
-        return read
-
-    with path.open("rb") as file:
-        for _ in range(3):  # magic number, protocol, sizes of types
-            _TensorReader(file, storage).load()
-        content = _TensorReader(file, storage).load()
-        for key in _TensorReader(file, storage).load():
-            (count,) = struct.unpack("<q", file.read(8))
-            places[str(key)] = (dtypes[str(key)], file.tell(), count)
-            file.seek(count * dtypes[str(key)].itemsize, 1)
-    return content

@@ -1,31 +1,15 @@
-"""Foreign weights load completely or not at all: read one file, match by name and shape, report, refuse.
-
-Knows files and tensors; which foreign key means which parameter is the caller's `translate` (trainer/model/compat.py).
-"""
+"""What an import would load, and whether that is complete: matched by name and shape, values looked at."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from trainer.checkpoint.foreign import Foreign, read_file, require_checksums
-from trainer.checkpoint.manifest import MANIFEST, CheckpointError, read, read_json, sha256_of
+from trainer.checkpoint.manifest import CheckpointError
 
-FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-RECORD = "recorded.json"  # beside imported weights that came with a record
-RECORDED = {"statistics", "fingerprints", "val_loss", "val_step", "step"}
-REPORT = "import.json"
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ZERO_RUN = 256  # so many zeros in a row of a trained matrix are a hole in its file
 GATE = 0.9999  # share of parameters that must load, the allow-list aside
@@ -182,130 +166,3 @@ def unfit(tensor: Tensor, must_vary: bool) -> str:
         if holes:
             return f"has {holes * ZERO_RUN} zeros in a row: the file was not copied whole"
     return ""
-
-
-def read_tensors(path: Path) -> Foreign:
-    """Every tensor of a checkpoint of any format, without executing anything in it.
-
-    Accepts safetensors, a state dict or Lightning checkpoint written by torch.save, one of our checkpoint directories,
-    or a DeepSpeed checkpoint directory.
-
-    Raises:
-        CheckpointError: absent, of no known format, or damaged.
-    """
-    if not path.exists():
-        raise CheckpointError(f"no weights at {path}.")
-    return _read_directory(path) if path.is_dir() else read_file(path)
-
-
-def _read_directory(path: Path) -> Foreign:
-    ours = path / "weights.safetensors"
-    if ours.is_file():
-        expected = _recorded_sha256(path)
-        if expected is not None and sha256_of(ours) != expected:
-            raise CheckpointError(f"{ours} does not have the sha256 that was recorded beside it: it is damaged. Copy it again.")
-        return read_file(ours)
-    if (path / "latest").is_file():
-        try:
-            path = path / (path / "latest").read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}/latest is not the text that DeepSpeed writes ({error}): name the directory of one checkpoint."
-            ) from error
-    if any(path.glob("*_optim_states.pt")):
-        return Foreign(_read_deepspeed(path))
-    if (path / "mp_rank_00_model_states.pt").is_file():  # stage 0 keeps its weights here alone
-        return read_file(path / "mp_rank_00_model_states.pt")
-    raise CheckpointError(f"{path} is not a checkpoint directory: no weights.safetensors and no DeepSpeed states in it.")
-
-
-def _recorded_sha256(path: Path) -> str | None:
-    """Of weights.safetensors in one of our directories: a checkpoint's, or an import's."""
-    if (path / MANIFEST).is_file():
-        record = read(path).files.get("weights.safetensors")
-        return None if record is None else record.sha256
-    if (path / REPORT).is_file():
-        report = read_json(path / REPORT)
-        return str(report["sha256"]) if isinstance(report, dict) and "sha256" in report else None
-    return None
-
-
-def _read_deepspeed(path: Path) -> dict[str, Tensor]:
-    """The fp32 masters of ZeRO 1 to 3, merged by DeepSpeed; only its own three plain classes may be rebuilt."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    for file in sorted(path.glob("*.pt")):
-        require_checksums(file)
-    before = os.environ.get(FORCE_WEIGHTS_ONLY)
-    os.environ[FORCE_WEIGHTS_ONLY] = "1"  # the function would otherwise unpickle anything
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]), redirect_stdout(sys.stderr):
-            merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened.") from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        IndexError,
-        TypeError,
-        EOFError,
-    ) as error:
-        raise CheckpointError(f"{path} is no whole DeepSpeed checkpoint ({type(error).__name__}: {error}).") from error
-    finally:
-        if before is None:
-            del os.environ[FORCE_WEIGHTS_ONLY]
-        else:
-            os.environ[FORCE_WEIGHTS_ONLY] = before
-    return {name: tensor.detach() for name, tensor in merged.items()}
-
-
-def recorded_beside(path: Path) -> dict[str, Any] | None:
-    """What one of our checkpoints, exports or imports records with its weights: statistics, fingerprints and the
-    validation loss of these very weights (or None); None for a foreign file, whatever JSON lies beside it.
-
-    Raises:
-        CheckpointError: a record of ours is damaged.
-    """
-    if (path / MANIFEST).is_file():
-        m = read(path)
-        return {
-            "statistics": m.statistics,
-            "fingerprints": m.fingerprints,
-            "val_loss": m.own_val_loss,
-            "val_step": m.progress.val_step,
-            "step": m.step,
-        }
-    for file in (path / RECORD, path.with_suffix(".json")):
-        recorded = read_json(file) if file.is_file() else None
-        if isinstance(recorded, dict) and recorded.keys() >= RECORDED:
-            val_loss = recorded["val_loss"] if recorded["val_step"] == recorded["step"] else None
-            return {key: recorded[key] for key in RECORDED} | {"val_loss": val_loss}
-    return None
-
-
-def write_report(report: ImportReport, path: Path, **more: str) -> None:
-    """As JSON; `more` beside it."""
-    path.write_text(json.dumps(report.to_json() | more, indent=1))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
-    """Under its own name only once it is whole.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        return partial.rename(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # what the writers raise on a full disk
-        raise CheckpointError(f"{path} could not be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)

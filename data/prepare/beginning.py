@@ -1,0 +1,161 @@
+"""Beginning a store: the catalogue of the files, weights and static fields; or finding it as it was left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from rich.console import Console
+
+from data import DataError
+from data.prepare import file_identity, grid, regrid
+from data.prepare.plan import Plan, Scan, sha256_of
+from data.prepare.shards import job_of, write_last
+from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
+from data.prepare.sources.spellings import needed
+from data.prepare.static import static_fields
+from data.store import layout, opening, writing
+from data.wind_scan import cache, orders
+
+console = Console(stderr=True)
+
+
+def begin(path: Path, plan: Plan) -> bool:
+    """Create the unfinished store, or find it as it was left.
+
+    Returns:
+        False where the store is finished already and was made by this plan.
+
+    Raises:
+        DataError: a store of another plan stands there, or an input is wrong.
+    """
+    parts = layout.parts_path(path)
+    job_of.cache_clear()  # this process may have prepared another store here
+    if path.exists():
+        _require_made_by(path, plan)
+        shutil.rmtree(parts, ignore_errors=True)
+        return False
+    if (parts / "plan.json").exists():
+        _require_begun_by(path, plan)
+        require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
+        return True
+    seen = file_identity.glance(plan.files)
+    catalogue = make_catalogue(plan.fields, plan.files, plan.lead_hours)
+    regridder, method = _regridder(catalogue, plan)
+    static = static_fields(plan, regridder.covered)
+    if plan.scan:
+        orders.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
+    _require_space(path, len(np.unique(np.concatenate(list(catalogue.hours.values())))), plan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, last = catalogue.span
+    times = np.arange(first, last + 1)
+    provenance = {
+        "generator": "python -m data prepare",
+        "source": plan.source,
+        "files": len(plan.files),
+        "method": method,
+        "source_grid": list(catalogue.grid.shape),
+        "plan_sha256": sha256_of(plan.identity()),
+    }
+    writing.create(
+        path,
+        times=times,
+        lat=plan.target.lat,
+        lon=plan.target.lon,
+        static=static,
+        splits=_split_hours(plan, times),
+        shard_hours=plan.shard_hours,
+        provenance=provenance,
+    )
+    catalogue.save(parts / "catalogue.npz")
+    file_identity.begin(parts, seen)
+    scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
+    write_last(parts / "plan.json", json.dumps(plan.identity()))
+    return True
+
+
+def _require_made_by(path: Path, plan: Plan) -> None:
+    """A finished store must be what this plan and its files would give again."""
+    if opening.open_store(path).provenance.get("plan_sha256") != sha256_of(plan.identity()):
+        raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
+    file_identity.require_unchanged(path, plan.files)
+    if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
+        build_scan(path, plan.scan, None)
+
+
+def _require_begun_by(path: Path, plan: Plan) -> None:
+    parts = layout.parts_path(path)
+    begun = json.loads((parts / "plan.json").read_text())
+    differing = [key for key, value in plan.identity().items() if begun.get(key) != value]
+    if differing:
+        raise DataError(
+            f"{layout.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or remove it and "
+            f"{parts} to start again."
+        )
+
+
+def _regridder(catalogue: Catalogue, plan: Plan) -> tuple[regrid.Regridder, str]:
+    """Weights from the files' grid to the target, and their method."""
+    (fine_lat, fine_lon), (lat, lon) = grid.spacing(catalogue.grid), grid.spacing(plan.target)
+    method = plan.method or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
+    first, last = catalogue.span
+    console.print(
+        f"{len(plan.files)} files, {first} .. {last}; {fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} degrees, "
+        f"{method}"
+    )
+    regridder = regrid.build(catalogue.grid, plan.target, method)
+    outside = int((~regridder.covered).sum())
+    if outside:
+        console.print(
+            f"WARNING: {outside} of {regridder.covered.size} cells lie outside the source: missing in every hour, and "
+            "outside domain_mask"
+        )
+    return regridder, method
+
+
+def require_same_hours(path: Path, before: Catalogue) -> None:
+    """Files that were replaced since the catalogue was made must hold the same hours; their shards are written again.
+
+    Raises:
+        DataError: they do not.
+    """
+    parts = layout.parts_path(path)
+    replaced = file_identity.replaced(parts, before.files)
+    if not replaced:
+        return
+    names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
+    console.print(f"{names} changed since the catalogue was made: comparing")
+    if not before.equals(make_catalogue(before.fields, before.files, before.lead_hours)):
+        raise DataError(
+            f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
+            f"remove it and {parts} to start again."
+        )
+
+
+def build_scan(path: Path, scan: Scan, codes: np.ndarray | None) -> None:
+    cache.build(opening.open_store(path), scan.out, patch=scan.patch, regions=scan.regions, sectors=scan.sectors, codes=codes)
+
+
+def _split_hours(plan: Plan, times: np.ndarray) -> dict[str, tuple[int, int]]:
+    splits = {}
+    for name, days in plan.splits.items():
+        try:
+            first, last = (np.datetime64(day, "D") for day in days)
+        except ValueError as error:
+            raise DataError(f"--{name} {' '.join(days)}: write days as 2013-01-01.") from error
+        start, stop = np.searchsorted(times, [first.astype(times.dtype), (last + 1).astype(times.dtype)])
+        if start == stop:
+            raise DataError(f"--{name} {' '.join(days)} holds no hour of the data ({times[0]} .. {times[-1]}).")
+        splits[name] = (int(start), int(stop))
+    return splits
+
+
+def _require_space(path: Path, hours: int, plan: Plan) -> None:
+    there = next(p for p in [path.parent, *path.parent.parents] if p.exists())
+    free = shutil.disk_usage(there).free
+    wanted = 4 * hours * len(needed()) * plan.grid[0] * plan.grid[1]
+    if wanted > free:
+        raise DataError(f"{path} will take up to {wanted / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB free.")
