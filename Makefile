@@ -10,7 +10,7 @@ RANKS ?= $(shell $(BIN)/python -c "import torch; print(min(torch.cuda.device_cou
 # One BLAS thread a rank: two ranks that each take both cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train test test-all lint bench clean
+.PHONY: setup train test test-fast test-all lint lock bench clean
 
 setup: .venv/installed
 
@@ -33,10 +33,16 @@ train: .venv/installed | $(STORE) $(SCAN)
 	$(BIN)/python -m trainer plot $(RUN)
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=20
 
+# The inner loop of a developer: nothing that starts a process.
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" --fast
+
+# Minutes-long tests too, and every guard of the fault table broken once.
 test-all: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
+	$(BIN)/python -m tests.mutations
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -47,6 +53,21 @@ bench: .venv/installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.embedding
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.elevation_bias
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.full_size_step
+
+# To update a library: change its version in the upper part of requirements.txt, `make lock`, look at the difference, then
+# `make test-all`; commit what changed with what it was for. The lower part, what the others bring along, is written anew.
+LINE := \# Brought along by those above (written by `make lock`):
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	sed '/^# Brought along/,$$d' requirements.txt > .lock/direct.txt
+	.lock/bin/python -m pip install --quiet -r .lock/direct.txt
+	grep -oE '^[A-Za-z0-9_.-]+' .lock/direct.txt | tr 'A-Z_' 'a-z-' > .lock/names.txt
+	.lock/bin/python -m pip freeze | awk -F'==' 'NR == FNR { direct[$$1]; next } { name = tolower($$1); gsub("_", "-", name) } \
+	  !(name in direct) && name !~ /^(nvidia|triton|pip)/' .lock/names.txt - > .lock/brought.txt
+	{ cat .lock/direct.txt; printf '%s\n' '$(LINE)'; cat .lock/brought.txt; } > requirements.txt
+	rm -rf .lock
+	git diff --stat requirements.txt
+	@echo "requirements.txt is written; now: rm -rf .venv && make test-all"
 
 clean:
 	rm -rf runs datasets .pytest_cache .ruff_cache .mypy_cache

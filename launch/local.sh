@@ -17,7 +17,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # `deepspeed --num_gpus` would replace CUDA_VISIBLE_DEVICES by 0, 1, ...; its launcher of a host takes any names of devices.
 # Where torch sees no GPU, none is named: -1 stays hidden.
-read -r ranks world < <(python - "${RANKS-}" "${CUDA_VISIBLE_DEVICES-}" <<'PYTHON'
+read -r ranks world accelerator < <(python - "${RANKS-}" "${CUDA_VISIBLE_DEVICES-}" <<'PYTHON'
 import base64, json, os, sys
 visible = [device.strip() for device in sys.argv[2].split(",") if device.strip()]
 if sys.argv[1] and visible and os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
@@ -29,10 +29,11 @@ ranks = int(sys.argv[1] or found or 2)
 if visible and 0 < found < ranks:
     sys.exit(f"launch/local.sh: RANKS={ranks}, and CUDA_VISIBLE_DEVICES names {found} GPUs: start one rank a GPU")
 devices = ["-1"] * ranks if not found else visible[:ranks] or list(range(ranks))
-print(ranks, base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode())
+print(ranks, base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode(), "" if found else "cpu")
 PYTHON
 )
 [ -n "$world" ] || exit 2
+[ -z "$accelerator" ] || export DS_ACCELERATOR=$accelerator # or DeepSpeed would say that it has found no GPU
 TOPOFLOW_ERROR_FILE=$(mktemp)
 export TOPOFLOW_ERROR_FILE
 trap 'rm -f "$TOPOFLOW_ERROR_FILE"' EXIT

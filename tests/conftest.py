@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,3 +38,17 @@ def tiny(tiny_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def tiny_scan(tiny: Store) -> ScanCache:
     return build(tiny, tiny.path.with_suffix(".wind_scan"), patch=2, regions=(4, 4), sectors=16)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="skip what starts a process, when it is about to")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_when_fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--fast"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subprocess.Popen, "__init__", lambda *_, **__: pytest.skip("starts a process"))
+        yield

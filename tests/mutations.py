@@ -39,7 +39,7 @@ MUTATIONS = [
              "return grad_qkv.to(qkv.dtype), None, grad_slope * (slope > 0)"),
     Mutation("F05", "trainer/engine.py", '"weight_decay": 0.0, "peak_lr": run.optimizer.alpha_lr',
              '"weight_decay": 0.0, "peak_lr": run.optimizer.lr'),
-    Mutation("F06", "trainer/foreign/report.py", "and self.share >= GATE", ""),
+    Mutation("F06", "trainer/model/compat.py", "key=lambda p: (found[p], not _averaged(p), -len(p))) if found else", "key=len) if not found else"),
     Mutation("F07", "trainer/checkpoint/consistency.py", "    if any(everyone):", "    if everyone[0]:"),
     Mutation("F08", "trainer/scores/expected_loss.py", "abs(val_loss - expect.val_loss) <= expect.tolerance:\n        return",
              "val_loss < 1e9:\n        return"),
@@ -48,10 +48,9 @@ MUTATIONS = [
     Mutation("F10", "trainer/dataset.py", 'torch.from_numpy(store.static["elevation"])',
              'torch.from_numpy(store.static["elevation"] / 1000.0)'),
     Mutation("F11", "trainer/model/topoflow.py", "if tuple(rank.shape) != (batch, tokens):", "if rank.ndim != 2:"),
-    Mutation("F12", "data/wind_scan/cache.py", '        raise DataError(f"no wind-scan cache at {path}. {remedy}")',
-             "        pass"),
+    Mutation("F12", "trainer/dataset.py", "None if cache is None else open_cache", "None if cache is None or not cache.exists() else open_cache"),
     Mutation("F13", "trainer/preflight/job.py", '"MIOPEN_USER_DB_PATH": (r"(?!/tmp', '"MIOPEN_USER_DB_PATH": (r"(?!/home|/tmp'),
-    Mutation("F14", "data/stream.py", "if len(pending) > self.prefetch:", "if len(pending) >= self.prefetch > 0:"),
+    Mutation("F14", "data/stream.py", "ThreadPoolExecutor(min(READERS, prefetch + 1)", "ThreadPoolExecutor(min(READERS, prefetch)"),
     Mutation("F15", "trainer/preflight/job.py", '"NCCL_IB_DISABLE": ("1"', '"NCCL_IB_DISABLE": ("2"'),
     Mutation("F16", "trainer/config.py", "    step: float = Field(600.0, gt=0)", '    step: float | str = 600.0'),
     Mutation("F17", "trainer/config.py", 'ConfigDict(extra="forbid", frozen=True)', 'ConfigDict(extra="ignore", frozen=True)'),
@@ -147,7 +146,7 @@ def notices(mutation: Mutation, folder: Path) -> tuple[str, float]:
     """("failed as it must" or what else happened, seconds) of the fault's tests on the broken copy."""
     began = time.monotonic()
     copy = broken_copy(mutation, folder)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", mutation.fault.lower() + "_", "-m", "not slow", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", mutation.fault.lower() + "_", "-m", "not slow", "-p", "no:cacheprovider", "--timeout=120",
                "--basetemp", str(folder / f"{mutation.fault}-tmp")]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONSAFEPATH": ""}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
