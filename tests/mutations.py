@@ -71,7 +71,7 @@ MUTATIONS = [
              '_ = [(f"parameters.{key}", a, b)'),
     Mutation("F27", "trainer/checkpoint/same_run.py", 'FREE_KEYS = (', 'FREE_KEYS = ("optimizer", "batch",'),
     Mutation("F28", "trainer/model/elevation_bias.py", 'if kernel == "flash halves" and slope == 0:', "if False:"),
-    Mutation("F29", "trainer/model/compat.py", r're.compile(r"(blocks\.0\.attn\.)alpha$")', r're.compile(r"(blocks\.\d\.attn\.)alpha$")'),
+    Mutation("F29", "trainer/model/compat.py", r're.compile(r"(blocks\.\d+\.mlp\.)0\.', r're.compile(r"(blocks\.[1-9]\.mlp\.)0\.'),
     Mutation("F30", "trainer/model/topoflow.py", "                nn.init.zeros_(module.bias)", "                pass"),
     Mutation("F31", "trainer/model/layers.py", "if self.drop_prob == 0.0 or not self.training:", "if True:"),
     Mutation("F32", "trainer/model/topoflow.py", "return x + self.drop_path(self.mlp(self.norm2(x)))",

@@ -10,9 +10,17 @@ import numpy as np
 from data import DataError, variables
 from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.files import decoded, opened, spelling
-from data.prepare.sources.spellings import DEW_POINT, MIXING_RATIO
+from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.sources.times import at_places
-from data.prepare.sources.units import CONVERSIONS, GAS_CONSTANT, canonical_of, conversion, normal, relative_humidity, units_of
+from data.prepare.sources.units import (
+    CONVERSIONS,
+    canonical_of,
+    concentration,
+    conversion,
+    is_mixing_ratio,
+    relative_humidity,
+    units_of,
+)
 
 
 @dataclass
@@ -76,9 +84,8 @@ class Reader:
             values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes
         canonical = canonical_of(name)
-        if normal(units) == MIXING_RATIO and canonical == "ug m-3":
-            psfc, temp = self._at(path, "psfc", places, name), self._at(path, "temp", places, name)
-            return values * np.float32(1e9) * psfc / (np.float32(GAS_CONSTANT) * temp)
+        if is_mixing_ratio(units, canonical):
+            return concentration(values, *(self._at(path, air, places, name) for air in ("psfc", "temp")))
         factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
         if factor != 1.0:
             values *= np.float32(factor)

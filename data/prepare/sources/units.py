@@ -39,6 +39,16 @@ SYNONYMS = {
 SPELT_OUT = str.maketrans("µμ⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "uu0123456789-")
 
 
+def is_mixing_ratio(units: str, canonical: str) -> bool:
+    """Whether turning the units a file states into ours takes the air's density: gases of CAMS are given per mass of air."""
+    return normal(units) == MIXING_RATIO and canonical == "ug m-3"
+
+
+def concentration(mixing_ratio: np.ndarray, psfc: np.ndarray, temp: np.ndarray) -> np.ndarray:
+    """ug m-3, from kg of gas per kg of air at the pressure (Pa) and temperature (K) of the ground, by the gas law."""
+    return mixing_ratio * np.float32(1e9) * psfc / (np.float32(GAS_CONSTANT) * temp)
+
+
 def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
     """Percent, over water, from K and K: ratio of Magnus saturation pressures (Alduchov and Eskridge 1996)."""
 
@@ -52,7 +62,7 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
 def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> None:
     """Before the first shard, not at the one that first needs it."""
     canonical, units = canonical_of(name), units_of(named, array)
-    if not (normal(units) == MIXING_RATIO and canonical == "ug m-3"):
+    if not is_mixing_ratio(units, canonical):
         conversion(units, canonical, f"{path}: '{array.name}'")
 
 
