@@ -133,10 +133,12 @@ class Warm:
         assert self._parent.stdout
         late = threading.Timer(timeout, self.close)
         late.start()
-        self._parent.stdin.write(json.dumps(question) + "\n")
-        self._parent.stdin.flush()
-        answer = self._parent.stdout.readline()
-        late.cancel()
+        try:
+            self._parent.stdin.write(json.dumps(question) + "\n")
+            self._parent.stdin.flush()
+            answer = self._parent.stdout.readline()
+        finally:
+            late.cancel()
         if not answer:
             raise subprocess.TimeoutExpired(str(question)[:500], timeout)
         numbers: list[int] = json.loads(answer)

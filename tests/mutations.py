@@ -83,7 +83,7 @@ MUTATIONS = [
     Mutation("F37", "trainer/preflight/network.py", "if share == 0.0]", "if share < 0.0]"),
     Mutation("F38", "trainer/__main__.py", '    "status": Command(', '    "state": Command('),
     Mutation("F39", "trainer/config.py", "import re\n", 'import re\n\nSCRATCH = "/scratch/project/china.zarr"\n'),
-    Mutation("F40", "data/wind_scan/cache.py", "local = self._regional_ranks[codes]", "local = self._regional_ranks[codes * 0]"),
+    Mutation("F40", "data/wind_scan/cache.py", "return invert(self.regional_orders)", "return invert(order_along_wind(*self.geometry.region_patches, self.geometry))"),
     Mutation("F41", "trainer/model/topoflow.py", "tokens = tokens + PositionsAlongWind",
              "tokens = tokens.gather(1, rank[..., None].expand_as(tokens)) + PositionsAlongWind"),
     Mutation("F42", "data/wind_scan/cache.py", "sector_codes(block[:, u], block[:, v]",
@@ -92,7 +92,9 @@ MUTATIONS = [
              "inputs = (raw - self.input_mean) / self.input_std"),
     Mutation("F44", "trainer/checkpoint/store.py", "if newest_step is None or m.step <= newest_step]", "]"),
     Mutation("F45", "trainer/checkpoint/same_run.py", '    "aio",\n', '    "aio",\n    "communication_data_type",\n'),
-    Mutation("F46", "trainer/checkpoint/manifest.py", "STEP_NAME.fullmatch(checkpoint.name)", "STEP_NAME.match(checkpoint.name)"),
+    Mutation("F46", "trainer/checkpoint/manifest.py",
+             'STEP_NAME.fullmatch(checkpoint.name)\n    return int(named[1]) if named and f"step-{int(named[1]):08d}" == checkpoint.name else None',
+             'STEP_NAME.match(checkpoint.name)\n    return int(named[1]) if named else None'),
     Mutation("F47", "trainer/process/launch.py", "    if blind:", "    if False:"),
     Mutation("F48", "trainer/foreign/report.py", "    if bad:", "    if False:"),
     Mutation("F49", "data/prepare/sources/netcdf3.py", "    if size < needed:", "    if size < needed // 2:"),
@@ -133,6 +135,7 @@ def broken_copy(mutation: Mutation, folder: Path) -> Path:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=copy, check=True)
     file = copy / mutation.file
     content = file.read_text()
     assert content.count(mutation.before) == 1, (

@@ -17,6 +17,7 @@ import threading
 import time
 import types
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,6 +134,17 @@ def test_f55_an_owner_on_another_host_is_alive_while_its_file_changes(tmp_path: 
     began = time.monotonic()
     with locks.hold(lock):  # it has stopped: waited for, then taken over
         assert time.monotonic() - began >= 1.0
+
+
+def test_f55_a_process_number_that_is_used_again_is_not_the_owner(tmp_path: Path) -> None:
+    """After a night, the number of a job that was killed is that of somebody's editor."""
+    lock = tmp_path / "lock"
+    owner = json.loads(json.dumps(asdict(locks._myself())))
+    lock.write_text(json.dumps(owner | {"started": "1"}))  # this very process, which began later
+    assert locks.holder(lock) is None
+    locks.hold(lock).close()
+    lock.write_text(json.dumps(owner))
+    assert locks.holder(lock) == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_f55_of_many_who_take_a_dead_owner_s_place_one_gets_it(tmp_path: Path) -> None:

@@ -83,5 +83,6 @@ def test_f37_a_feature_that_cannot_act_is_refused_before_launch(said: Said) -> N
 def test_f38_one_command_answers_for_a_run_before_it_starts_and_one_while_it_runs() -> None:
     """There were 36 monitor scripts and 30 test scripts."""
     done = run([sys.executable, "-m", "trainer", "--help"])
-    assert "check everything that can be known before a job is queued" in done.stdout
-    assert "how a run is doing, from its files alone" in done.stdout
+    listed = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert "check everything that can be known before a job is queued" in listed["preflight"]
+    assert "how a run is doing, from its files alone" in listed["status"]
