@@ -27,9 +27,10 @@ from tests.obvious import Obvious
 from trainer.config import Run
 from trainer.config_file import load
 from trainer.engine import build_engine, dtype_of, resolve_deepspeed
+from trainer.model import attention
 from trainer.model.architecture import training_flops
 from trainer.model.attention import Attention
-from trainer.model.elevation_bias import kernel_name
+from trainer.model.elevation_bias import elevation_biased_attention, kernel_name
 from trainer.model.topoflow import Block, TopoFlow
 from trainer.process import launch
 from trainer.run.window import measure_matrix_rate
@@ -44,6 +45,8 @@ def training_step(run: Run, kind: type[TopoFlow], compiled: bool, device: torch.
     torch.manual_seed(0)
     model = kind(run.architecture()).to(device)
     if compiled:
+        # Its kernels are compiled already, and their choice must not be traced.
+        attention.elevation_biased_attention = torch.compiler.disable(elevation_biased_attention)
         for block in model.blocks:
             block.compile(dynamic=False)
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, 1))

@@ -1,8 +1,8 @@
 """What the commands of both packages share: a table of them, options, and refusals of one screen.
 
 A command is a module, imported when it is called: its docstring describes it, EXAMPLES shows it, `add_arguments(parser)`
-takes options and `run(options)` does the work. It imports torch, xarray and the like inside `run`, so that help, and
-what needs only a few files, starts at once.
+takes options and `run(options)` does the work (REPORTS_ITS_ERRORS: and reports its errors). It imports torch, xarray and
+the like inside `run`, so that help, and what needs only a few files, starts at once.
 """
 
 from __future__ import annotations
@@ -51,15 +51,17 @@ def run_command(package: str, description: str, commands: dict[str, Command], ar
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of refusals")
     options = parser.parse_intermixed_args(own)
-    return run(module, options, options.debug)
+    code = module.run(options) if hasattr(module, "REPORTS_ITS_ERRORS") else _run(module, options)
+    return code or 0
 
 
-def run(module: Any, options: argparse.Namespace, debug: bool) -> int:
+def _run(module: Any, options: argparse.Namespace) -> int | None:
     """Do what was asked for, and turn refusals into a one-screen message."""
     try:
-        return module.run(options) or 0
+        code: int | None = module.run(options)
+        return code
     except (Refusal, OSError) as error:
-        if debug:
+        if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -87,7 +89,7 @@ def _choose(package: str, description: str, commands: dict[str, Command]) -> arg
     parser = argparse.ArgumentParser(
         prog=f"python -m {package}",
         description=description,
-        epilog=f"commands:\n{listing}\n\n`python -m {package} COMMAND --help` has the options and examples of each.",
+        epilog=f"commands:\n{listing}\n\nexample:\n  python -m {package} {next(iter(commands))} --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=commands, metavar="COMMAND")

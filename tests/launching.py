@@ -123,8 +123,7 @@ class Warm:
 
     def wait(self, started: Started, timeout: float) -> subprocess.CompletedProcess[str]:
         """Exit code 0, or that of the first rank that failed."""
-        codes = self._ask({"wait": started.pids}, timeout)
-        code = next((code for code in codes if code), 0)
+        (code,) = self._ask({"wait": started.pids}, timeout)
         said = [file.read_text(errors="replace") for file in (started.out, started.err)]
         return subprocess.CompletedProcess(started.argv, code, *said)
 

@@ -3,7 +3,8 @@
 So a test's ranks are real processes with a process group of their own, and start in a tenth of a second instead of three.
 A job is a line on standard input, as JSON: "argv" as of python itself (a script, "-m" and a module, or "-c" and code),
 "ranks" (0 for a process without a launcher), "env", and the files "out" and "err". The answers are two lines: the process
-numbers, and, after {"wait": numbers}, the exit codes. As launchers do, it ends the other ranks when one has failed.
+numbers, and, after {"wait": numbers}, the exit code of the rank that failed first, or 0. As launchers do, it ends the other
+ranks when one has failed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import logging
 import os
 import runpy
 import signal
-import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import deepspeed.utils  # noqa: F401
@@ -26,14 +27,9 @@ import xarray  # noqa: F401
 import trainer.forecaster
 import trainer.preflight.examine
 import trainer.train  # noqa: F401
+from tests.launching import free_port
 
 GRACE_S = 20.0  # between the wish that ranks end and their end
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def become(job: dict[str, Any], rank: int, port: int) -> None:
@@ -51,8 +47,9 @@ def become(job: dict[str, Any], rank: int, port: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
-def ended(pids: list[int]) -> list[int]:
-    """Exit codes of the ranks, once all have ended."""
+def ended(pids: list[int]) -> int:
+    """Exit code of the rank that failed first, or 0, once all have ended."""
+    first = 0
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(pids):
@@ -60,6 +57,7 @@ def ended(pids: list[int]) -> list[int]:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
+                first = first or codes[pid]
         if any(codes.values()) and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_S
             for other in set(pids) - set(codes):
@@ -69,7 +67,7 @@ def ended(pids: list[int]) -> list[int]:
                 os.kill(other, signal.SIGKILL)
         else:
             time.sleep(0.01)
-    return [codes[pid] for pid in pids]
+    return first
 
 
 def serve() -> list[str]:
@@ -77,7 +75,7 @@ def serve() -> list[str]:
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
-            print(json.dumps(ended(job["wait"])), flush=True)
+            print(json.dumps([ended(job["wait"])]), flush=True)
             continue
         port, pids = free_port(), []
         for rank in range(max(1, job["ranks"])):
@@ -102,6 +100,7 @@ def run(argv: list[str]) -> None:
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = argv
+            sys.path[0] = str(Path(argv[0]).absolute().parent)
             runpy.run_path(argv[0], run_name="__main__")
         code: Any = 0
     except SystemExit as ended:

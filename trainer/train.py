@@ -38,6 +38,7 @@ def train(job: Job) -> bool:
     run, world, watchdog, stop = job.run, job.world, job.watchdog, job.stop
     deepspeed = resolve_deepspeed(job.options.deepspeed_config, run, world.size)
     dataset = open_dataset(run, world.device)
+    samples, held_out = dataset.index("train"), dataset.index("validation")
     torch.manual_seed(run.seed)  # every rank builds the same weights
     network = TopoFlow(run.architecture()).to(world.device)
     present = start.describe(run, dataset, network, deepspeed, world.size)
@@ -46,15 +47,15 @@ def train(job: Job) -> bool:
     start.load(engine, begun)
 
     course = Course(run, begun.progress)
-    announce(run, len(dataset.index("train")), world, engine, begun, job.options.config)
+    announce(run, len(samples), world, engine, begun, job.options.config)
     if course.finished:
         log.info("already at step %d of %d: nothing to do", course.step, run.steps)
         return True
-    validation = Validation(engine, dataset, course)
+    validation = Validation(engine, dataset, course, held_out)
     if course.step == 0 and not starts_as_expected(validation, job):
         return False
     watchdog.enter("first_batch")
-    learner = Learner(engine, dataset, course, world)
+    learner = Learner(engine, dataset, course, world, samples)
     with Telemetry(run, course) as telemetry:
         saver = Saver(engine, course, present, telemetry)
         while not (course.finished or stop.agreed):
@@ -68,12 +69,10 @@ def train(job: Job) -> bool:
                 saver.commit()
             if stepped:
                 course.keep_step(learner.window.keep_step())
-            else:
-                watchdog.enter("start")  # a roll-back reads a checkpoint
-                if step_over(learner):
-                    telemetry.rewind()
-                    saver.save()
-                    continue
+            elif step_over(learner, watchdog):
+                telemetry.rewind()
+                saver.save()
+                continue
 
             if (course.status_is_due or stop.agreed) and learner.window.kept:
                 telemetry.status(learner.summary())

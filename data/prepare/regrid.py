@@ -1,4 +1,9 @@
-"""TODO"""
+"""Regridding by precomputed sparse weights: bilinear, and first-order conservative for downsampling.
+
+The target is a regular grid of latitude and longitude; the source is regular or curvilinear. Longitudes may run
+0..360 or -180..180 and latitudes up or down. Conservative weights are areas of overlap on the sphere (Jones 1999,
+Mon. Wea. Rev. 127): in the coordinates (longitude, sine of latitude) a cell's area is that on the sphere.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data import DataError
+from data.command_line import EXIT_INTERRUPTED
 from data.prepare import file_identity
 from data.prepare.beginning import begin, build_scan, console, require_same_hours
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
@@ -128,10 +129,13 @@ def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
     console.quiet = world.rank != 0
 
     abort_all_on_error(world)
-    unfinished = world.bcast(together(world, lambda: begin(path, plan) if world.rank == 0 else None))
-    if unfinished:
-        together(world, lambda: load(path, remaining(path, world.rank, world.size), 1))
-        together(world, lambda: finish(path) if world.rank == 0 else None)
+    try:
+        unfinished = world.bcast(together(world, lambda: begin(path, plan) if world.rank == 0 else None))
+        if unfinished:
+            together(world, lambda: load(path, remaining(path, world.rank, world.size), 1))
+            together(world, lambda: finish(path) if world.rank == 0 else None)
+    except KeyboardInterrupt:
+        world.Abort(EXIT_INTERRUPTED)
 
 
 def _require_begun(path: Path) -> None:

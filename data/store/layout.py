@@ -26,9 +26,6 @@ from data import DataError, variables
 if TYPE_CHECKING:
     import zarr
 
-if TYPE_CHECKING:
-    import zarr
-
 FORMAT = 1
 DYNAMIC_GROUPS = ("weather", "chemistry")
 # What zarr and numpy raise on metadata or chunks that are not what was written.

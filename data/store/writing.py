@@ -1,6 +1,6 @@
-"""Write a store: create it, write whole shards in any order from any process, finalise it.
+"""Write a store: create it, write whole shards in any order from any process.
 
-A store is written under `STORE.partial`, with what is known of its shards under `STORE.parts`, and renamed by `finalise`:
+A store is written under `STORE.partial`, with what is known of its shards under `STORE.parts`, and renamed by finishing.py:
 what opens is whole.
 """
 
@@ -193,9 +193,10 @@ def _require_static(path: Path, static: dict[str, np.ndarray], shape: tuple[int,
 def _name_variables(root: zarr.Group, group: str) -> None:
     """Coordinates that say what the variables of a group are."""
     members, dim = variables.GROUPS[group], f"{group}_variable"
-    texts = {f"{group}_{kind}": [getattr(v, kind) for v in members] for kind in ("units", "standard_name", "long_name")}
-    for name, values in ({dim: [v.name for v in members]} | texts).items():
-        write_array(root, name, np.array(values, object), (dim,), long_name=f"{name.replace('_', ' ')} of every variable")
+    write_array(root, dim, np.array([v.name for v in members], object), (dim,), long_name=f"{group} variable")
+    for kind in ("units", "standard_name", "long_name"):
+        values = np.array([getattr(v, kind) for v in members], object)
+        write_array(root, f"{group}_{kind}", values, (dim,), long_name=f"{kind} of the {group} variables")
 
 
 def _create_dynamic(root: zarr.Group, group: str, shape: tuple[int, int, int], shard_hours: int) -> None:

@@ -1,4 +1,14 @@
-"""TODO"""
+"""Wind-scan order tables and sector codes, in a versioned cache that a run opens and never builds.
+
+A sector s of S stands for the direction 2*pi*s/S, counter-clockwise from eastward, that the air moves *to*.
+Patches are ordered along it, upwind first: `order[k]` is the k-th patch downwind, `rank` its inverse.
+Tables are pure geometry (grid, spacing on the ground, sectors, regions); their identity is a hash of the orders.
+Beside them stands, for one dataset, the sector of the whole grid and of every region at every hour.
+
+CACHE/manifest.json   versions, geometry, hashes, fingerprint of the dataset
+CACHE/orders.npz      global_orders (S, N) int32, regional_orders (S, P) int32 (inside one region of P patches)
+CACHE/sectors.npy     (T, 1 + regions) uint8: global sector, then the regions in raster order; 255 = no valid wind
+"""
 
 from __future__ import annotations
 

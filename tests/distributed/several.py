@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from trainer.process import launch, rank
 from trainer.process.failure import quieten
 from trainer.process.options import parse
 from trainer.process.ranks import find_ranks
+from trainer.process.stop import SIGNALS
 from trainer.process.watchdog import Watchdog
 from trainer.run import description, start
 from trainer.run.telemetry import Telemetry
@@ -46,7 +48,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     "lock": (locks, "hold"),
     "import": (start, "import_weights"),
     "manifest": (store, "look"),
-    "configuration": (description, "_keep"),
+    "configuration": (description, "dump"),
     "telemetry": (Telemetry, "_open"),
     "begin a save": (saving.Saving, "_begin"),
     "commit": (saving, "write"),
@@ -139,6 +141,8 @@ def run_job(job: dict[str, Any], world: launch.World) -> None:
             raise
         said = f"refused: {error}"
     locks.let_go()
+    for number in SIGNALS:  # a run that has ended hears no more of them, the next one does
+        signal.signal(number, signal.SIG_DFL)
     if job.get("refused"):
         line = {"rank": world.rank, "said": said, "seconds": time.monotonic() - began}
         print(f"JOB {json.dumps(line)}\n", end="", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data import __main__ as data_commands
 from data.store.opening import open_store
 from data.variables import CHANNEL_OF
-from tests.launching import losses, module, tiny_config, train
+from tests.launching import losses, module, run, tiny_config, train
 from trainer import __main__ as trainer_commands
 from trainer.config_file import load
 from trainer.preflight.plan import checkpoint_bytes, parameters_of
 
 
 def succeed(*arguments: str) -> str:
-    done = module(*arguments)
+    """Not forked: what a command has forgotten to import is missing."""
+    done = run([sys.executable, "-m", *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import threading
 import time
 import types
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,9 @@ from tests.faults.test_checkpoint_faults import make
 from tests.faults.test_silent_faults import told
 from tests.launching import (
     ROOT,
+    Started,
     arguments,
+    environment,
     free_port,
     manifest,
     module,
@@ -450,11 +453,29 @@ while time.monotonic() < deadline:  # the interpreter's main thread hardly ever 
 """
 
 
-def test_f61_every_wish_to_stop_is_heard_in_a_collective_and_a_second_one_ends_the_process() -> None:
+def started_anew(argv: list[str], folder: Path) -> Started:
+    """Not forked: what happens while Python tidies up at its end is part of the test."""
+    out, err = folder / "out", folder / "err"
+    with out.open("w") as said, err.open("w") as errors:
+        process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment(), stdout=said, stderr=errors)
+    return StartedAnew(argv, [process.pid], out, err, process)
+
+
+@dataclass
+class StartedAnew(Started):
+    process: subprocess.Popen[bytes]
+
+    def wait(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        code = self.process.wait(timeout)
+        return subprocess.CompletedProcess(self.argv, code, self.out.read_text(), self.err.read_text())
+
+
+def test_f61_every_wish_to_stop_is_heard_in_a_collective_and_a_second_one_ends_the_process(tmp_path: Path) -> None:
     """Ctrl-C, SIGHUP and a second SIGTERM had three behaviours, two of them a traceback."""
     cases = (((signal.SIGHUP, signal.SIGHUP), 0), ((signal.SIGINT,), 0), ((signal.SIGTERM, None, signal.SIGINT), 130))
     for numbers, code in cases:
-        process = start_ranks(["-c", LISTENER, *([] if code else ["x"])], 0)
+        argv = ["-c", LISTENER, *([] if code else ["x"])]
+        process = start_ranks(argv, 0) if code else started_anew(argv, tmp_path)
         while "ready" not in process.out.read_text():
             assert process.alive(), process.err.read_text()
             time.sleep(0.02)
@@ -492,6 +513,24 @@ def test_f61_ctrl_c_during_a_validation_leaves_it_and_saves(config: Path) -> Non
     assert f"stopped at step {step} (SIGINT)" in said
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert not [row for row in rows if row["kind"] == "validation" and row["step"] == step]
+
+
+def test_f62_an_error_that_nobody_foresaw_is_kept_and_is_no_refusal_however_it_was_started(
+    config: Path, tiny_path: Path, tmp_path: Path
+) -> None:
+    """`python -m trainer train` took a failed disk for a wrong option: code 2, which nobody starts again, and no traceback."""
+    store = tmp_path / "s.zarr"
+    shutil.copytree(tiny_path, store)
+    for shard in (store / "chemistry/c").rglob("0"):
+        if shard.is_file():
+            shard.unlink()
+            shard.symlink_to(shard.name)  # opening it is an OSError, ELOOP
+    folder = tmp_path / "run"
+    given = [f"run_dir={folder}", f"data.store={store}"]
+    done = module("trainer", "train", *arguments(config, *given, zero="1"))
+    assert done.returncode == 1, done.stderr
+    assert "error: OSError" in done.stderr or "error: DataError" in done.stderr
+    assert "Traceback" in (folder / "errors/rank-0.log").read_text()
 
 
 def test_f61_an_interrupted_command_says_so_in_a_line(

@@ -51,7 +51,7 @@ class Progress:
     usual_loss: float | None = None  # running mean of the training loss, where spikes are watched for
     stepped_over: list[list[int]] = field(default_factory=list)  # [first, last) stream positions, rolled back over
     roll_backs: int = 0
-    wall_seconds: float = 0.0
+    wall_seconds: float = 0.0  # while it ran, all starts together
     changes: list[dict[str, Any]] = field(default_factory=list)  # accepted by --allow-change, when
 
     def set_validated_on(self, validation_set: str) -> None:

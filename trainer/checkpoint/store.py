@@ -1,4 +1,4 @@
-"""Checkpoints on disk: commit, verify, find, keep.
+"""Checkpoints on disk: find, verify, keep.
 
 RUN/checkpoints/step-00000200/
   manifest.json          what the run must remember, every file with its sha256, every tensor with its hash (manifest.py)
@@ -6,7 +6,7 @@ RUN/checkpoints/step-00000200/
   optimizer.safetensors  AdamW's state by parameter name (state.py)
 RUN/checkpoints/latest   link to the newest, for people; no code depends on it
 
-Commit: training waits for a copy in memory only; a thread of every rank writes, syncs and hashes its files below
+Commit (saving.py): training waits for a copy in memory only; a thread of every rank writes, syncs and hashes its files below
 step-N.partial. When all have finished, at a step boundary, rank 0 writes the manifest, syncs, renames. What has its
 final name is whole, at whatever instant a run dies.
 

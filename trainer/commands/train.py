@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from trainer.config_file import load
 from trainer.process.options import EXAMPLES as EXAMPLES
 from trainer.process.options import add_arguments as add_arguments
-from trainer.process.ranks import find_ranks
+from trainer.process.rank import Job, run_rank
+
+REPORTS_ITS_ERRORS = True  # as a rank of many does
 
 
 def run(options: argparse.Namespace) -> int:
-    if find_ranks(os.environ)[2] == 1:  # what is wrong with it is said before torch is imported; by one rank of many
-        load(options.config, options.overrides)
+    def train(job: Job) -> bool:
+        from trainer.train import train as loop
 
-    from trainer.process.rank import run_rank
-    from trainer.train import train
+        return loop(job)
 
     return run_rank(options, train)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    config = load(options.config)
+    config = load(options.config, [f"wind_scan.cache={options.caches[0]}"])
 
     import torch
     from rich.table import Table

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 
 from data import Refusal, locks
+from data.command_line import EXIT_REFUSED
 
 log = logging.getLogger("trainer")
-EXIT_WRONG = 2  # configuration, data or checkpoint refused
 EXIT_FAILED = 1
 HEARD_WITHIN_S = 3.0  # until the error of another rank is in its log
 SUMMARY = "TOPOFLOW_ERROR_FILE"  # where a launch script wants the one error that ended the run
@@ -63,7 +63,7 @@ class Failing:
         try:
             self._tell(f"error: {error}", error)
         finally:
-            _end(EXIT_WRONG)
+            _end(EXIT_REFUSED)
 
     def _unexpected(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,7 @@
-"""One rank, from its options to its exit code: everything that stands around the loop."""
+"""One rank, from its options to its exit code: everything that stands around the loop.
+
+What can be refused without torch is refused before it is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from data import Refusal
 from trainer.config import Run
 from trainer.config_file import load, require_wandb
-from trainer.engine import resolve_deepspeed
-from trainer.process import launch
 from trainer.process.failure import Failing, quieten
 from trainer.process.ranks import find_ranks, require_size
-from trainer.process.stop import StopVote, end_time
 from trainer.process.watchdog import BACKSTOP_S, Watchdog
+
+if TYPE_CHECKING:
+    from trainer.process.launch import World
+    from trainer.process.stop import StopVote
 
 EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
 
@@ -26,7 +31,7 @@ class Job:
 
     run: Run
     options: argparse.Namespace
-    world: launch.World
+    world: World
     watchdog: Watchdog
     stop: StopVote
 
@@ -49,6 +54,9 @@ def run_rank(options: argparse.Namespace, train: Train) -> int:
         quieten(rank)
         run = prepare(options, size)
         failing.keep_in(run.run_dir)
+
+        from trainer.process import launch
+
         with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
             watchdog.enter("rendezvous")
             # Longer than any deadline: the watchdog's report names the silent ranks, a broken collective does not.
@@ -73,13 +81,19 @@ def prepare(options: argparse.Namespace, size: int) -> Run:
     """
     require_size(size, options.world_size)
     run = load(options.config, options.overrides)
-    resolve_deepspeed(options.deepspeed_config, run, size)
     require_wandb(run)
+
+    from trainer.engine import resolve_deepspeed
+
+    resolve_deepspeed(options.deepspeed_config, run, size)
     return run
 
 
-def work(run: Run, options: argparse.Namespace, world: launch.World, watchdog: Watchdog, train: Train) -> bool:
+def work(run: Run, options: argparse.Namespace, world: World, watchdog: Watchdog, train: Train) -> bool:
     """Hold the run directory, `train`, and let go; collective."""
+    from trainer.process import launch
+    from trainer.process.stop import StopVote, end_time
+
     stop = StopVote(run.run_dir, end_time(options.time_limit, os.environ))
     launch.require_shared(run.run_dir, world)
     claimed = launch.claim(run.run_dir, world)

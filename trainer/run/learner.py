@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data.batch import Batch, ahead_on_device
+from data.samples import SampleIndex
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of, guard_plain_step, set_learning_rates, step_was_skipped
 from trainer.model.architecture import training_flops
@@ -23,11 +24,11 @@ from trainer.scores.errors import weighted_mse
 class Learner:
     """The network under its engine, and the micro-batches that it learns from next."""
 
-    def __init__(self, engine: Any, dataset: Dataset, course: Course, world: World) -> None:
+    def __init__(self, engine: Any, dataset: Dataset, course: Course, world: World, samples: SampleIndex) -> None:
         """Read the first batch; collective, so that a rank without data is found out here."""
         self.engine, self.dataset, self.course, self.world = engine, dataset, course, world
         self.accumulation = course.run.batch.accumulation(world.size)
-        self._samples = dataset.index("train")
+        self._samples = samples
         self._flops = training_flops(course.run.architecture(), course.run.batch.micro)
         self._batches = self._from_here()
         self._matrix_rate = measure_matrix_rate(world.device, dtype_of(course.run))

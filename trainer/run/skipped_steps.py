@@ -11,6 +11,7 @@ import torch.distributed as dist
 from data import Refusal
 from trainer.checkpoint import consistency, state, store
 from trainer.checkpoint.manifest import Progress
+from trainer.process.watchdog import Watchdog
 from trainer.run.learner import Learner
 from trainer.run.start import Start, load
 
@@ -22,7 +23,7 @@ class TrainingError(Refusal):
     """Training itself went wrong: too many steps in a row had to be skipped."""
 
 
-def step_over(learner: Learner) -> bool:
+def step_over(learner: Learner, watchdog: Watchdog) -> bool:
     """All ranks have skipped a step: write down its samples, and after a spike roll back where the policy says so; collective.
 
     Returns:
@@ -33,6 +34,7 @@ def step_over(learner: Learner) -> bool:
         TrainingError: `max_bad_steps` steps in a row were skipped, or it has rolled back too often.
     """
     _write_down_samples(learner)
+    watchdog.enter("start")  # a roll-back reads a checkpoint
     course, spikes = learner.course, learner.course.run.spikes
     if not learner.window.spiked or spikes is None or spikes.policy != "roll_back":
         return False

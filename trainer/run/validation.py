@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from data.samples import SampleIndex
 from trainer.dataset import Dataset
 from trainer.process.stop import StopVote
 from trainer.run.course import Course
@@ -18,9 +19,9 @@ log = logging.getLogger("trainer")
 class Validation:
     """The validation samples of a run, shared over all ranks."""
 
-    def __init__(self, engine: Any, dataset: Dataset, course: Course) -> None:
+    def __init__(self, engine: Any, dataset: Dataset, course: Course, held_out: SampleIndex) -> None:
         self.engine, self.dataset, self._course = engine, dataset, course
-        self._held_out = dataset.stream(dataset.index("validation"))
+        self._held_out = dataset.stream(held_out)
         course.progress.set_validated_on(dataset.validation_set())
 
     def score(self, stop: StopVote) -> dict[str, float] | None:

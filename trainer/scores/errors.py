@@ -1,4 +1,4 @@
-"""TODO"""
+"""Errors and skill: the training loss, and exact accumulators that merge over ranks."""
 
 from __future__ import annotations
 

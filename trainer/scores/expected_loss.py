@@ -35,7 +35,7 @@ def require_expected(engine: Any, dataset: Dataset, val_loss: float) -> None:
         findings = [*_from_the_weights(dataset), *findings]
     listed = "\n".join(f"  - {finding}" for finding in findings)
     raise CheckpointError(
-        f"step-0 validation loss is {val_loss:.4f}, expected {expect.val_loss} +- {expect.tolerance}; nothing was forecaster. "
+        f"step-0 validation loss is {val_loss:.4f}, expected {expect.val_loss} +- {expect.tolerance}; nothing was trained. "
         f"The usual causes, and what was found:\n{listed}"
     )
 
