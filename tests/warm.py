@@ -53,7 +53,7 @@ def ended(pids: list[int]) -> int:
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(pids):
-        for pid in set(pids) - set(codes):
+        for pid in [pid for pid in pids if pid not in codes]:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
