@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 
 from data import DataError
+from data.prepare.inputs import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.spellings import SOURCES, read_map
+from data.prepare.sources.clock import Clock
+from data.prepare.sources.spellings import NAME_ZONES, SOURCES, read_map
 
-EXAMPLES = """  python -m data prepare caqra datasets/china.zarr raw/*.nc --workers 8 \\
+EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
     --lat 17.2 54.8 --lon 73.1 135.9 --grid 128 256 --elevation etopo.nc:z --population gpw.nc --land-mask land.nc \\
     --train 2013-01-01 2016-12-31 --validation 2017-01-01 2017-12-31 --test 2018-01-01 2018-12-31
   mpirun -n 64 python -m data prepare caqra ...          all ranks share the work
@@ -24,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", choices=[*SOURCES, "generic"])
     add("store", type=Path, help="directory of the new store")
-    add("files", type=Path, nargs="+", metavar="FILE", help="NetCDF files, in any order")
+    given = "NetCDF files, zarr stores, archives or directories of them, patterns in quotes; in any order"
+    add("files", nargs="*", metavar="FILE", help=given)
+    add("--files-from", type=Path, metavar="LIST", help="a text file with one more FILE a line")
     add("--map", type=Path, help="YAML of a generic source:  pm25: {name: PM2.5, units: ug/m3}")
     add("--lat", type=float, nargs=2, required=True, metavar=("SOUTH", "NORTH"), help="borders, degrees")
     add("--lon", type=float, nargs=2, required=True, metavar=("WEST", "EAST"))
@@ -32,10 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = ["bilinear", "conservative"]
     add("--method", choices=methods, help="default: conservative where the target is coarser")
     add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
+    ahead = "time zone of the files' hours, hours ahead of UTC (default: UTC; CAQRA's hours in file names: 8)"
+    add("--zone", type=float, metavar="HOURS", help=ahead)
     for split in SPLITS:
         add(f"--{split}", nargs=2, required=split == "train", metavar=("FIRST", "LAST"), help="days, inclusive")
-    for name in ("elevation", "population", "land-mask"):
-        add(f"--{name}", required=True, metavar="FILE[:VARIABLE]", help="NetCDF; m, km-2, and 0 to 1")
+    for name, unit in (("elevation", "m"), ("population", "km-2"), ("land-mask", "0 to 1")):
+        own = f"NetCDF, {unit} (default: what the files themselves hold); one of several fields as FILE:VARIABLE[raster=4]"
+        add(f"--{name}", metavar="FILE[:VARIABLE]", help=own)
     add("--domain", help="where the forecast is scored: .npy, NetCDF, or GeoJSON polygons (default: everywhere)")
     add("--shard-hours", type=int, default=Plan.shard_hours)
     add("--wind-scan", type=Path, metavar="OUT", help="compute the wind-scan cache in the same pass")
@@ -73,12 +80,14 @@ def run(options: argparse.Namespace) -> None:
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for."""
     fields = read_map(options.map) if options.map else SOURCES[options.source]
+    name_zone = NAME_ZONES.get(options.source) if options.zone is None else options.zone
+    clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, name_zone)
     scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
     return Plan(
         source=options.source,
         fields=fields,
-        files=sorted(options.files),
-        lead_hours=tuple(sorted(options.lead)) if options.lead else None,
+        files=expand(options.files, options.files_from),
+        clock=clock,
         lat=(min(options.lat), max(options.lat)),
         lon=tuple(options.lon),
         grid=tuple(options.grid),

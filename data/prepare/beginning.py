@@ -11,7 +11,8 @@ import scipy.sparse
 from rich.console import Console
 
 from data import DataError
-from data.prepare import file_identity, grid, regrid
+from data.prepare import file_identity
+from data.prepare.grids import grid, regrid
 from data.prepare.plan import Plan, Scan, sha256_of
 from data.prepare.shards import job_of, write_last
 from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
@@ -43,7 +44,7 @@ def begin(path: Path, plan: Plan) -> bool:
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
     seen = file_identity.glance(plan.files)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.lead_hours)
+    catalogue = make_catalogue(plan.fields, plan.files, plan.clock)
     regridder, method = _regridder(catalogue, plan)
     static = static_fields(plan, regridder.covered)
     if plan.scan:
@@ -57,6 +58,7 @@ def begin(path: Path, plan: Plan) -> bool:
         "source": plan.source,
         "files": len(plan.files),
         "method": method,
+        "hours": plan.clock.described(),
         "source_grid": list(catalogue.grid.shape),
         "plan_sha256": sha256_of(plan.identity()),
     }
@@ -128,7 +130,7 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
         return
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
-    if not before.equals(make_catalogue(before.fields, before.files, before.lead_hours)):
+    if not before.equals(make_catalogue(before.fields, before.files, before.clock)):
         raise DataError(
             f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
             f"remove it and {parts} to start again."

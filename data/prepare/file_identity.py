@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data import DataError, locks
+from data.prepare.inputs import on_disk
 
 RECORD = "sources.json"  # in a finished store
 SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the catalogue was made
@@ -22,7 +23,7 @@ SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the cat
 
 def glance(files: list[Path]) -> dict[str, list[int]]:
     """Size, modification time, change time and inode of every file."""
-    return {str(file): _glance(file) for file in files}
+    return {str(file): _glance(file) for file in {on_disk(file) for file in files}}
 
 
 def begin(parts: Path, seen: dict[str, list[int]]) -> None:
@@ -36,27 +37,26 @@ def replaced(parts: Path, files: list[Path]) -> list[Path]:
         seen = json.loads((parts / SEEN).read_text())
     except (FileNotFoundError, ValueError):
         return files
-    return [file for file in files if seen.get(str(file)) != _glance(file)]
+    return [file for file in sorted({on_disk(file) for file in files}) if seen.get(str(file)) != _glance(file)]
 
 
-def content_of(parts: Path, file: Path, number: int) -> str:
-    """sha256 of a file, computed once for all processes.
+def content_of(parts: Path, file: Path) -> str:
+    """sha256 of a file, or of the archive it lies in, computed once for all processes.
 
     Raises:
         OSError: it cannot be read.
     """
-    record = parts / f"content-{number}.json"
+    file, record = on_disk(file), _record(parts, file)
     while True:
         known = _known(record)
         if known is not None and known["glance"] == _glance(file):
             return str(known["sha256"])
         try:
-            with locks.hold(parts / f"hashing-{number}"):
+            with locks.hold(record.with_suffix(".lock")):
                 if (known := _known(record)) is not None and known["glance"] == _glance(file):
                     continue  # another process has just done it
                 before = _glance(file)
-                with file.open("rb") as opened:
-                    sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+                sha256 = _sha256(file)
                 being_written = record.with_suffix(f".{os.getpid()}")
                 being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
                 being_written.rename(record)
@@ -64,12 +64,12 @@ def content_of(parts: Path, file: Path, number: int) -> str:
             time.sleep(0.2)
 
 
-def require_still(parts: Path, file: Path, number: int) -> None:
+def require_still(parts: Path, file: Path) -> None:
     """
     Raises:
         DataError: the file changed while it was read.
     """
-    known = _known(parts / f"content-{number}.json")
+    known = _known(_record(parts, file))
     if known is None or known["glance"] != _glance(file):
         raise DataError(f"{file} changed while it was read. Wait until it is complete, and run the same command again.")
 
@@ -77,8 +77,8 @@ def require_still(parts: Path, file: Path, number: int) -> None:
 def describe(parts: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     """What a finished store remembers of its files; those that gave no hour have no hash."""
     found = {}
-    for number, file in enumerate(files):
-        known = _known(parts / f"content-{number}.json")
+    for file in sorted({on_disk(file) for file in files}):
+        known = _known(_record(parts, file))
         if known is not None:
             found[str(file)] = known
     return found
@@ -96,15 +96,16 @@ def require_unchanged(store: Path, files: list[Path]) -> None:
         return
     except ValueError as error:
         raise DataError(f"{store / RECORD} is damaged ({error}): copy the store again.") from error
-    for file in files:
+    for file in sorted({on_disk(file) for file in files}):
         known = recorded.get(str(file))
         if known is None or known["glance"] == _glance(file):
             continue
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != known["sha256"]:
-                raise DataError(
-                    f"{file} has another content than when {store} was made of it. Remove {store} to prepare it again."
-                )
+        if _sha256(file) != known["sha256"]:
+            raise DataError(f"{file} has another content than when {store} was made of it. Remove {store} to prepare it again.")
+
+
+def _record(parts: Path, file: Path) -> Path:
+    return parts / f"content-{hashlib.sha256(str(on_disk(file)).encode()).hexdigest()[:24]}.json"
 
 
 def _known(record: Path) -> dict[str, Any] | None:
@@ -116,8 +117,22 @@ def _known(record: Path) -> dict[str, Any] | None:
 
 
 def _glance(file: Path) -> list[int]:
+    """Size, modification time, change time and inode; of a zarr store the sum and the latest of its files."""
+    place = on_disk(file)
     try:
-        found = file.stat()
+        members = [member.stat() for member in place.rglob("*") if member.is_file()] if place.is_dir() else [place.stat()]
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}).") from error
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    latest = [max(getattr(found, name) for found in members) for name in ("st_mtime_ns", "st_ctime_ns", "st_ino")]
+    return [sum(found.st_size for found in members), *latest]
+
+
+def _sha256(file: Path) -> str:
+    """Of a file, or of the names and contents of all files of a zarr store."""
+    if file.is_dir():
+        digest = hashlib.sha256()
+        for member in sorted(member for member in file.rglob("*") if member.is_file()):
+            digest.update(f"{member.relative_to(file)} {_sha256(member)}\n".encode())
+        return digest.hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.prepare.grid import Grid
+from data.prepare.grids.grid import Grid
 from data.prepare.sources import spellings
+from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Plan:
     lon: tuple[float, float]  # western and eastern border
     grid: tuple[int, int]
     splits: dict[str, tuple[str, str]]  # name -> first and last day, YYYY-MM-DD, both inside
-    elevation: str  # FILE or FILE:VARIABLE
-    population: str
-    land_mask: str
+    elevation: str | None = None  # FILE, FILE:VARIABLE or FILE:VARIABLE[dimension=place]; None: of the files themselves
+    population: str | None = None
+    land_mask: str | None = None
     domain: str | None = None
     method: str | None = None  # None: conservative where the target is coarser
     shard_hours: int = 120
     scan: Scan | None = field(default=None)
-    lead_hours: tuple[float, ...] | None = None  # of forecasts; None: all, each hour once
+    clock: Clock = DEFAULT_CLOCK
 
     @property
     def target(self) -> Grid:

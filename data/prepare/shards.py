@@ -14,8 +14,9 @@ import scipy.sparse
 
 from data import DataError, locks, variables
 from data.prepare import file_identity
+from data.prepare.grids.regrid import Regridder
+from data.prepare.inputs import on_disk
 from data.prepare.plan import Scan
-from data.prepare.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue, load_catalogue
 from data.prepare.sources.reader import Reader
 from data.store import layout, writing
@@ -67,7 +68,8 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     count = min(job.shard_hours, job.hours - start)
     parts = layout.parts_path(path)
     used = job.files_of(shard)
-    content = {number: file_identity.content_of(parts, job.catalogue.files[number], number) for number in used}
+    files = sorted({on_disk(job.catalogue.files[number]) for number in used})
+    content = {str(file): file_identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
     source = Reader(job.catalogue, job.first + start, count)
     for group in layout.DYNAMIC_GROUPS:
@@ -83,8 +85,8 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
             being_written = layout.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
             np.savez(being_written, codes=codes)
             being_written.rename(layout.parts_path(path) / f"sectors-{shard}.npz")
-    for number in used:
-        file_identity.require_still(parts, job.catalogue.files[number], number)
+    for file in files:
+        file_identity.require_still(parts, file)
     write_last(parts / f"sources-{shard}.json", json.dumps(content))
     return source.bytes_read
 
@@ -100,14 +102,12 @@ def is_done(path: Path, shard: int) -> bool:
 
 def _is_of_its_sources(path: Path, shard: int) -> bool:
     """Whether the files that a shard was read from still hold what was read."""
-    parts, files = layout.parts_path(path), job_of(path).catalogue.files
+    parts = layout.parts_path(path)
     try:
         recorded: dict[str, str] = json.loads((parts / f"sources-{shard}.json").read_text())
     except (FileNotFoundError, ValueError):  # killed before it was done, or before its page reached the disk
         return False
-    return all(
-        file_identity.content_of(parts, files[int(number)], int(number)) == sha256 for number, sha256 in recorded.items()
-    )
+    return all(file_identity.content_of(parts, Path(file)) == sha256 for file, sha256 in recorded.items())
 
 
 def sectors_of(path: Path, shard: int) -> np.ndarray:

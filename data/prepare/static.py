@@ -2,46 +2,98 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import shapely
+import xarray as xr
 
 from data import DataError
-from data.prepare import grid, regrid
-from data.prepare.grid import Grid
+from data.prepare.grids import grid, regrid
+from data.prepare.grids.grid import Grid
 from data.prepare.plan import Plan
 from data.prepare.sources import files
 from data.store import layout
 
 
 def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
-    """The six static fields on the target grid, (H, W) float32."""
+    """The six static fields on the target grid, (H, W) float32.
+
+    Elevation and population that nobody named are those among the fields of the first file, where it has them; where they
+    have values is then the land, and the domain.
+    """
     target = plan.target
+    elevation, population = (_named(plan, name) for name in ("elevation", "population"))
+    inside = f"{plan.files[0]}:elevation" if elevation == f"{plan.files[0]}:elevation" else None
+    if plan.land_mask is None and inside is None:
+        raise DataError("--land-mask FILE[:VARIABLE] is needed: the share of land of every cell, 0 to 1.")
+    known = None if inside is None else _regridded_static(inside, target, np.isfinite)
+    domain = covered & _domain(plan.domain, target)
+    if known is not None and plan.domain is None:
+        domain &= known >= regrid.NEEDED
     fields = {
         "lat2d": np.repeat(target.lat[:, None], len(target.lon), 1),
         "lon2d": np.repeat(target.lon[None], len(target.lat), 0),
         # The sea floor is not terrain, and nobody lives where a census has no value.
-        "elevation": _regridded_static(plan.elevation, target, lambda x: np.maximum(x, 0.0)),
-        "population": _regridded_static(plan.population, target, lambda x: np.where(np.isnan(x), 0.0, x)),
-        "land_fraction": _regridded_static(plan.land_mask, target, lambda x: x),
-        "domain_mask": covered & _domain(plan.domain, target),
+        "elevation": _regridded_static(elevation, target, lambda x: np.maximum(np.nan_to_num(x, nan=0.0), 0.0)),
+        "population": _regridded_static(population, target, lambda x: np.nan_to_num(x, nan=0.0)),
+        "land_fraction": known if plan.land_mask is None else _regridded_static(plan.land_mask, target, lambda x: x),
+        "domain_mask": domain,
     }
-    return {name: values.astype("f4") for name, values in fields.items()}
+    return {name: np.asarray(values, "f4") for name, values in fields.items()}
+
+
+def _named(plan: Plan, name: str) -> str:
+    """FILE:VARIABLE of a static field."""
+    where: str | None = getattr(plan, name)
+    if where is not None:
+        return where
+    with files.opened(plan.files[0]) as dataset:
+        if name not in dataset.data_vars:
+            raise DataError(f"--{name} FILE[:VARIABLE] is needed: {plan.files[0]} holds no '{name}' of its own.")
+    return f"{plan.files[0]}:{name}"
 
 
 def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """A field of FILE or FILE:VARIABLE, conservative means where the file is finer."""
-    name, _, wanted = where.partition(":")
-    with files.opened(Path(name)) as dataset:
-        flat = [str(v) for v in dataset.data_vars if dataset[v].squeeze().ndim == 2]
-        if wanted not in flat and (wanted or len(flat) != 1):
-            raise DataError(f"{name} holds {', '.join(flat) or 'no field'}: say which as FILE:VARIABLE.")
-        source, values = files.read_static(dataset, wanted or flat[0], Path(name), target)
+    """A field of FILE, FILE:VARIABLE or FILE:VARIABLE[raster=4]; conservative means where the file is finer."""
+    path, wanted, selected = _parsed(where)
+    with files.opened(path) as dataset:
+        dataset = _select(dataset, selected, path)
+        names = [str(name) for name, field in dataset.data_vars.items() if field.squeeze().ndim >= 2]
+        if wanted not in names and (wanted or len(names) != 1):
+            raise DataError(f"{path} holds {', '.join(names) or 'no field'}: say which as FILE:VARIABLE.")
+        field = dataset[wanted or names[0]].squeeze()
+        more = [str(dim) for dim in field.dims[:-2] if field.sizes[dim] > 1]
+        if more:
+            several = f"{field.sizes[more[0]]} fields along '{more[0]}'"
+            raise DataError(f"{path}: '{field.name}' is {several}: say which as FILE:VARIABLE[{more[0]}=0], counting from 0.")
+        source, values = files.read_static(dataset, str(field.name), path, target)
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(target)
     method = "conservative" if fine_lat * fine_lon < lat * lon else "bilinear"
     return regrid.build(source, target, method)(clean(values).astype("f4")[None])[0]
+
+
+def _parsed(where: str) -> tuple[Path, str, dict[str, int]]:
+    """File, variable and places along further dimensions; colons may stand in the names of both."""
+    selection = re.search(r"\[(\w+)=(\d+)\]$", where)
+    selected = {selection[1]: int(selection[2])} if selection else {}
+    where = where[: selection.start()] if selection else where
+    parts = where.split(":")
+    for count in range(len(parts), 0, -1):
+        path = Path(":".join(parts[:count]))
+        if path.exists():
+            return path, ":".join(parts[count:]), selected
+    return Path(parts[0]), ":".join(parts[1:]), selected
+
+
+def _select(dataset: xr.Dataset, selected: dict[str, int], path: Path) -> xr.Dataset:
+    for dim, place in selected.items():
+        if dim not in dataset.dims or place >= dataset.sizes[dim]:
+            there = ", ".join(f"{name} (0 to {size - 1})" for name, size in dataset.sizes.items())
+            raise DataError(f"{path} has no [{dim}={place}]; its dimensions are {there}.")
+    return dataset.isel(selected)
 
 
 def _domain(where: str | None, target: Grid) -> np.ndarray:

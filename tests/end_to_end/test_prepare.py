@@ -20,8 +20,9 @@ import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 import zarr
 
 from data import DataError, locks, variables
-from data.prepare import beginning, regrid, stages, static
-from data.prepare.grid import Grid
+from data.prepare import beginning, stages, static
+from data.prepare.grids import regrid
+from data.prepare.grids.grid import Grid
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources import spellings
 from data.store import layout

@@ -25,6 +25,7 @@ from data.prepare import beginning, shards, stages
 from data.prepare.plan import Plan
 from data.prepare.sources import files, netcdf3, reader, spellings
 from data.prepare.sources.catalogue import make_catalogue
+from data.prepare.sources.clock import Clock
 from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
 from data.wind_scan.cache import ScanCache
@@ -405,7 +406,7 @@ def test_f51_forecasts_are_stored_at_the_hour_they_are_valid_at(
 ) -> None:
     """The reference time was taken for the time: forecasts of 24 h stood 24 h early, exit 0."""
     forecast_file(tmp_path / "f.nc", references, periods)
-    found = make_catalogue(FIELD, [tmp_path / "f.nc"], lead)
+    found = make_catalogue(FIELD, [tmp_path / "f.nc"], Clock(lead))
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == expected).all()
     values = reader.Reader(found, start, 48)._field("pm25")
@@ -420,7 +421,7 @@ def test_f51_an_hour_with_several_lead_times_or_without_any_is_refused_with_the_
     with pytest.raises(DataError, match=r"several lead times, choose which to take, as --lead 3"):
         make_catalogue(FIELD, [tmp_path / "f.nc"])
     with pytest.raises(DataError, match=r"--lead asks for 4 h, its lead times are 3, 15 h"):
-        make_catalogue(FIELD, [tmp_path / "f.nc"], (4.0,))
+        make_catalogue(FIELD, [tmp_path / "f.nc"], Clock((4.0,)))
     forecast_file(tmp_path / "g.nc", [0, 12], [3], with_period=False)
     with pytest.raises(DataError, match="no forecast period"):
         make_catalogue(FIELD, [tmp_path / "g.nc"])
@@ -550,13 +551,13 @@ def test_f51_a_lead_time_that_is_asked_for_and_not_there_is_refused(tmp_path: Pa
     """One of two was dropped; and 9 h in nanoseconds were 9.000000000000002 h."""
     forecast_file(tmp_path / "f.nc", [0], [6, 9, 12])
     with pytest.raises(DataError, match="--lead asks for 6, 8 h"):
-        make_catalogue(FIELD, [tmp_path / "f.nc"], (6.0, 8.0))
+        make_catalogue(FIELD, [tmp_path / "f.nc"], Clock((6.0, 8.0)))
     with xr.open_dataset(tmp_path / "f.nc", decode_times=False) as dataset:
         changed = dataset.load()
     period = changed.forecast_period
     changed["forecast_period"] = ("forecast_period", (period.to_numpy() * 3.6e12).astype("i8"), {"units": "nanoseconds"})
     changed.to_netcdf(tmp_path / "g.nc")
-    found = make_catalogue(FIELD, [tmp_path / "g.nc"], (6.0, 9.0))
+    found = make_catalogue(FIELD, [tmp_path / "g.nc"], Clock((6.0, 9.0)))
     assert len(found.hours["pm25"]) == 2
 
 

@@ -8,9 +8,9 @@ import xarray as xr
 import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 
 from data import DataError
-from data.prepare import grid as grids
-from data.prepare.grid import Grid
-from data.prepare.regrid import build
+from data.prepare.grids import grid as grids
+from data.prepare.grids.grid import Grid
+from data.prepare.grids.regrid import build
 from tests.reanalysis import lambert
 
 TARGET = Grid(np.linspace(48, 22, 14), np.linspace(90, 120, 17))

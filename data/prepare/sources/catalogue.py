@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.grid import Grid
+from data.prepare.grids.grid import Grid
+from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
@@ -29,7 +30,7 @@ class Catalogue:
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
-    lead_hours: tuple[float, ...] | None = None  # of forecasts, which were taken
+    clock: Clock = DEFAULT_CLOCK  # how the hours were read
 
     @cached_property
     def span(self) -> tuple[np.datetime64, np.datetime64]:
@@ -60,7 +61,7 @@ class Catalogue:
             "fields": {name: [list(named.spellings), named.units, named.stated] for name, named in self.fields.items()},
             "files": [str(file) for file in self.files],
             "dims": self.dims,
-            "lead_hours": self.lead_hours,
+            "clock": asdict(self.clock),
         }
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
         np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
@@ -76,22 +77,21 @@ def load_catalogue(path: Path) -> Catalogue:
         fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
         columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
         dims = {name: Dimensions(*found) for name, found in about["dims"].items()}
-        lead = None if about["lead_hours"] is None else tuple(about["lead_hours"])
+        stated = about["clock"]
+        lead = None if stated["lead_hours"] is None else tuple(stated["lead_hours"])
+        clock = Clock(**{**stated, "lead_hours": lead})
         hours, file_of, place_of = columns
         files, grid = [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"])
-        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, lead)
+        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, clock)
 
 
-def make_catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None = None) -> Catalogue:
+def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
     """Look into every file's header: which fields, which hours, which grid.
-
-    Args:
-        lead_hours: of forecasts, the hours since their reference time to take; None for all.
 
     Raises:
         DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
     """
-    found = _Found(fields, files, lead_hours)
+    found = _Found(fields, files, clock)
     for number, path in enumerate(files):
         with opened(path) as dataset:
             found.look_into(dataset, number)
@@ -104,14 +104,14 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], lead_hours: tupl
         )
     columns = {name: found.columns(name) for name in fields}
     hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
-    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, lead_hours)
+    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, clock)
 
 
 class _Found:
     """What has been found so far, file by file."""
 
-    def __init__(self, fields: dict[str, Named], files: list[Path], lead_hours: tuple[float, ...] | None) -> None:
-        self.fields, self.files, self.lead_hours = fields, files, lead_hours
+    def __init__(self, fields: dict[str, Named], files: list[Path], clock: Clock) -> None:
+        self.fields, self.files, self.clock = fields, files, clock
         self.grid: Grid | None = None
         self.dims: dict[str, Dimensions] = {}
         self.places: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}  # hour, file, place
@@ -128,7 +128,7 @@ class _Found:
             dims = self._require_same_dimensions(dataset, name, spelt, path)
             along = (dims.time, dims.period)
             if along not in hours_along:
-                hours_along[along] = hours_of(dataset, spelt, path, self.lead_hours)
+                hours_along[along] = hours_of(dataset, spelt, path, self.clock)
             self.places[name] += [(hour, number, place) for hour, place in hours_along[along]]
 
     def columns(self, name: str) -> tuple[np.ndarray, ...]:
@@ -154,9 +154,12 @@ class _Found:
 
     def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, path: Path) -> Dimensions:
         dims = dimensions_of(dataset, spelt, path)
-        levels = [d for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in dims]
-        if levels:
-            raise DataError(f"{path}: '{spelt}' has more than one of {', '.join(map(str, levels))}: select one first.")
+        levels = [str(d) for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in dims]
+        if len(levels) > 1 or (levels and self.fields[name].level is None):
+            raise DataError(
+                f"{path}: '{spelt}' has more than one of {', '.join(levels)}: say which in a map, as  {name}: {{name: {spelt}, "
+                "level: 0}  (`generic --map`)."
+            )
         if self.dims.setdefault(name, dims) != dims:
             raise DataError(
                 f"{path}: dimensions of '{spelt}' are {dims}, in the files before {self.dims[name]}: prepare each kind on its "

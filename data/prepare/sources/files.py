@@ -1,36 +1,56 @@
-"""NetCDF files: opening, coordinates, grids, values."""
+"""Files of a source: opening, coordinates, grids, values."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cf_xarray  # noqa: F401 - gives datasets their .cf
+import netCDF4
 import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.grid import Grid, wrapped
+from data.prepare import inputs
+from data.prepare.grids.grid import Grid, wrapped
 from data.prepare.sources import netcdf3
 from data.prepare.sources.spellings import Named
+from data.prepare.sources.tidy import LATITUDES, LONGITUDES, tidied
 
-UNREADABLE = (OSError, RuntimeError)  # of the NetCDF library
+UNREADABLE = (OSError, RuntimeError, zlib.error)  # of the libraries of NetCDF and zarr
 
 
 @contextmanager
 def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
-    """A NetCDF file as xarray shows it, times raw; fill values and packing are decoded unless `encoded`.
+    """A NetCDF file, one in an archive, or a zarr store, as tidy.py leaves it; times raw; fill values and packing are decoded
+    unless `encoded`.
 
     Raises:
-        DataError: it is not NetCDF, or truncated, when it is opened or while it is read.
+        DataError: it is something else, or truncated, when it is opened or while it is read.
     """
     try:
-        netcdf3.require_whole(path)
-        with xr.open_dataset(path, engine="netcdf4", decode_times=False, mask_and_scale=not encoded, cache=False) as dataset:
-            yield dataset
+        with _as_it_is(path, encoded) as dataset:
+            yield tidied(dataset, path)
     except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
+        what = inputs.described(path) if path.is_file() else ""
+        if what:
+            raise DataError(f"{path} is {what}.") from error
+        raise DataError(f"{path} cannot be read ({error}): it is damaged or cut off. Fetch it again.") from error
+
+
+def _as_it_is(path: Path, encoded: bool) -> xr.Dataset:
+    how: dict[str, Any] = {"decode_times": False, "mask_and_scale": not encoded}
+    archive = inputs.archive_of(path)
+    if archive is not None:
+        content = netCDF4.Dataset(path.name, memory=inputs.read_member(path, archive))
+        return xr.open_dataset(xr.backends.NetCDF4DataStore(content), cache=False, **how)
+    if path.is_dir():
+        return xr.open_zarr(path, chunks=None, **how)
+    netcdf3.require_whole(path)
+    return xr.open_dataset(path, engine="netcdf4", cache=False, **how)
 
 
 def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:
@@ -83,10 +103,20 @@ def grid_of(dataset: xr.Dataset, name: str, path: Path) -> Grid:
 
 def _coordinate(dataset: xr.Dataset, name: str, kind: str, path: Path) -> xr.DataArray:
     guessed = dataset.cf.guess_coord_axis()
-    found = [c for c in guessed.cf.coordinates.get(kind, []) if set(dataset[c].dims) <= set(dataset[name].dims)]
-    if len(found) != 1:
+    known = LATITUDES if kind == "latitude" else LONGITUDES
+    candidates = [*guessed.cf.coordinates.get(kind, []), *(c for c in known if c in dataset.coords)]
+    found = [c for c in dict.fromkeys(candidates) if dataset[c].ndim and set(dataset[c].dims) <= set(dataset[name].dims)]
+    found.sort(key=lambda c: (c not in dataset.dims, dataset[c].ndim))  # an axis of its own, before a description of it
+    different = [
+        c for c in found[1:] if dataset[c].ndim == dataset[found[0]].ndim and not _equal(dataset[c], dataset[found[0]])
+    ]
+    if not found or different:
         raise DataError(f"{path}: {len(found)} coordinates of '{name}' are its {kind}: {found or list(dataset.coords)}.")
     return dataset[found[0]]
+
+
+def _equal(a: xr.DataArray, b: xr.DataArray) -> bool:
+    return a.shape == b.shape and bool(np.allclose(a.to_numpy(), b.to_numpy(), atol=1e-4))
 
 
 def horizontal(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str]:

@@ -79,7 +79,8 @@ class Reader:
             array = dataset[spelt]
             units = units_of(named, array)
             dims = self.catalogue.dims[name]
-            array = at_places(array, dims, places)
+            level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
+            array = at_places(array.isel(dict.fromkeys(level, named.level)), dims, places)
             extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
             values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes

@@ -22,6 +22,7 @@ class Named:
     spellings: tuple[str, ...]
     units: str
     stated: bool = False  # by the user's map: then it overrules what the file says
+    level: int | None = None  # which one of several
 
 
 def _concentration(*spellings: str, units: str = "ug m-3") -> Named:
@@ -42,6 +43,14 @@ SOURCES: dict[str, dict[str, Named]] = {
         "co": _concentration("co", "CO", units="mg m-3"),
         "o3": _concentration("o3", "O3"),
     },
+    "topoflow": {
+        "u": Named(("u",), "m s-1"),
+        "v": Named(("v",), "m s-1"),
+        "temp": Named(("temp",), "K"),
+        "rh": Named(("rh",), "%"),
+        "psfc": Named(("psfc",), "Pa"),
+        **{name: _concentration(name) for name in ("pm25", "pm10", "so2", "no2", "co", "o3")},
+    },
     "cams": {
         "u": Named(("u10", "10u"), "m s-1"),
         "v": Named(("v10", "10v"), "m s-1"),
@@ -56,6 +65,10 @@ SOURCES: dict[str, dict[str, Named]] = {
         "o3": _concentration("go3", "o3", units=MIXING_RATIO),
     },
 }
+
+
+# Hours ahead of UTC, of an hour that stands in the name of a file. CAQRA's is said to be Beijing time.
+NAME_ZONES = {"caqra": 8.0}
 
 
 def read_map(path: Path) -> dict[str, Named]:
@@ -76,7 +89,8 @@ def read_map(path: Path) -> dict[str, Named]:
         raise DataError(f"{path}: nothing is given for {', '.join(absent)}.")
     own = {name: variables.BY_NAME[name].units for name in needed()} | {DEW_POINT: "K"}
     return {
-        name: Named((str(entry["name"]),), str(entry.get("units", own[name])), "units" in entry) for name, entry in tree.items()
+        name: Named((str(entry["name"]),), str(entry.get("units", own[name])), "units" in entry, entry.get("level"))
+        for name, entry in tree.items()
     }
 
 

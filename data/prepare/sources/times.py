@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
+from data.prepare.sources.clock import Clock
 from data.prepare.sources.files import horizontal
+from data.prepare.sources.tidy import FROM_NAME
 
 PERIODS = ("forecast_period", "leadtime", "lead_time", "step")
 
@@ -68,12 +70,13 @@ def _period(dataset: xr.Dataset, name: str) -> xr.DataArray | None:
     return found[0] if found else None
 
 
-def hours_of(
-    dataset: xr.Dataset, name: str, path: Path, lead_hours: tuple[float, ...] | None
-) -> list[tuple[np.datetime64, int]]:
-    """(hour, place) of a file's fields, hours as datetime64[h]; of forecasts the hours that they are valid at."""
-    dim = _time_dimension(dataset, name, path)
-    times = _exact_times(dataset, dim, path)
+def hours_of(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> list[tuple[np.datetime64, int]]:
+    """(hour, place) of a file's fields, hours as datetime64[h], UTC; of forecasts the hours that they are valid at."""
+    dim, lead_hours = _time_dimension(dataset, name, path), clock.lead_hours
+    zone = clock.name_zone if dataset[dim].attrs.get("long_name") == FROM_NAME else clock.zone
+    if zone is None:
+        raise DataError(f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC.")
+    times = _exact_times(dataset, dim, path) - np.timedelta64(round(3600 * zone), "s")
     periods = _period(dataset, name)
     if not _is(dataset[dim], "forecast_reference_time"):
         if lead_hours is not None and periods is None:

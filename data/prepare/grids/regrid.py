@@ -14,7 +14,7 @@ import scipy.sparse
 import shapely
 
 from data import DataError
-from data.prepare.grid import Grid, edges, wrapped
+from data.prepare.grids.grid import Grid, edges, wrapped
 
 NEEDED = 0.5  # a target cell with less than this share of valid source is missing
 NEWTON_STEPS = 12  # bilinear coordinates inside a quadrilateral; 1 suffices for a parallelogram

@@ -1,0 +1,22 @@
+"""How the hours of files are read: which lead times of forecasts, and in which time zone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How the hours of files are read."""
+
+    lead_hours: tuple[float, ...] | None = None  # of forecasts, those to take; None: all, each hour once
+    zone: float = 0.0  # hours that the times in files are ahead of UTC
+    name_zone: float | None = None  # the same of an hour that stands in a file's name only; None: it has to be said
+
+    def described(self) -> str:
+        """For the output and the provenance."""
+        named = "" if self.name_zone is None else f", in names {self.name_zone:+g} h"
+        return f"times in files are UTC{self.zone:+g} h{named}"
+
+
+DEFAULT_CLOCK = Clock()
