@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data import DataError
+from data import DataError, variables
 from data.prepare.inputs import expand
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources.clock import Clock
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
     ahead = "time zone of the files' hours, hours ahead of UTC (default: UTC; CAQRA's hours in file names: 8)"
     add("--zone", type=float, metavar="HOURS", help=ahead)
+    clipped = "set impossible values of this variable to the nearest possible one; repeatable"
+    add("--clip", action="append", default=[], metavar="NAME", help=clipped)
+    add("--mask-beyond", action="append", default=[], metavar="NAME", help="take impossible values of a variable for missing")
     for split in SPLITS:
         add(f"--{split}", nargs=2, required=split == "train", metavar=("FIRST", "LAST"), help="days, inclusive")
     for name, unit in (("elevation", "m"), ("population", "km-2"), ("land-mask", "0 to 1")):
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for."""
     fields = read_map(options.map) if options.map else SOURCES[options.source]
+    variables.require_known([*options.clip, *options.mask_beyond])
     name_zone = NAME_ZONES.get(options.source) if options.zone is None else options.zone
     clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, name_zone)
     scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
@@ -88,6 +92,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         fields=fields,
         files=expand(options.files, options.files_from),
         clock=clock,
+        clip=tuple(sorted(options.clip)),
+        mask_beyond=tuple(sorted(options.mask_beyond)),
         lat=(min(options.lat), max(options.lat)),
         lon=tuple(options.lon),
         grid=tuple(options.grid),

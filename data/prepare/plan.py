@@ -44,6 +44,8 @@ class Plan:
     shard_hours: int = 120
     scan: Scan | None = field(default=None)
     clock: Clock = DEFAULT_CLOCK
+    clip: tuple[str, ...] = ()  # variables whose impossible values become the nearest possible one
+    mask_beyond: tuple[str, ...] = ()  # variables whose impossible values become missing
 
     @property
     def target(self) -> Grid:

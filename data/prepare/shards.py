@@ -33,6 +33,8 @@ class _Job:
     hours: int
     shard_hours: int
     scan: Scan | None
+    clip: tuple[str, ...]
+    mask_beyond: tuple[str, ...]
 
     def files_of(self, shard: int) -> list[int]:
         """Numbers of the files that a shard's hours are read from."""
@@ -49,7 +51,16 @@ def job_of(path: Path) -> _Job:
     regridder = Regridder(scipy.sparse.load_npz(parts / "weights.npz"), tuple(plan["grid"]))
     stated = plan["scan"]
     scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
-    return _Job(found, regridder, first, int((last - first).astype(int)) + 1, plan["shard_hours"], scan)
+    return _Job(
+        found,
+        regridder,
+        first,
+        int((last - first).astype(int)) + 1,
+        plan["shard_hours"],
+        scan,
+        plan["clip"],
+        plan["mask_beyond"],
+    )
 
 
 def write_shard(path: Path, shard: int) -> int:
@@ -77,7 +88,7 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
         for channel, name in enumerate(variables.names(group)):
             values = source.variable(name)
             if values is not None:
-                block[:, channel] = job.regridder(values)
+                block[:, channel] = possible(job.regridder(values), name, job.clip, job.mask_beyond)
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, variables.CHANNEL_OF[name]] for name in ("u", "v"))
@@ -120,3 +131,13 @@ def write_last(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.rename(path)
+
+
+def possible(fields: np.ndarray, name: str, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> np.ndarray:
+    """Fields without the impossible values that the user has judged: the nearest possible ones instead, or missing."""
+    low, high = variables.BY_NAME[name].valid_min, variables.BY_NAME[name].valid_max
+    if name in clip:
+        return np.clip(fields, low, high)
+    if name in mask_beyond:
+        return np.where((fields < low) | (fields > high), np.float32(np.nan), fields)
+    return fields

@@ -157,7 +157,7 @@ def _check_range(name: str, low: float, high: float, where: str) -> None:
         raise DataError(
             f"{where}: '{name}' spans {low:.6g} .. {high:.6g}, possible is {variable.valid_min:g} .. "
             f"{variable.valid_max:g} {variable.units}. Check the unit of the source, or whether it has a fill value that its "
-            "files do not declare."
+            f"files do not declare; if such extremes are real, prepare with --clip {name} or --mask-beyond {name}."
         )
 
 

@@ -593,7 +593,11 @@ def test_a_missing_value_is_missing_in_every_form_that_files_state_it(stated: An
 def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_path: Path) -> None:
     """It was found at the shard that first needed the file; superscripts and the micro sign are known."""
     forecast_file(tmp_path / "a.nc", [0], [0, 3])
-    for units, message in (("µg/m³", None), ("µg m⁻³", None), ("furlongs", "is in 'furlongs', which is not known")):
+    for units, message in (
+        ("µg/m³", None),
+        ("µg m⁻³", None),
+        ("furlongs", "is in 'furlongs', which cannot be turned into ug m-3"),
+    ):
         forecast_file(tmp_path / "b.nc", [24], [0, 3])
         with xr.open_dataset(tmp_path / "b.nc", decode_times=False) as dataset:
             changed = dataset.load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Catalogue:
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""
         about = {
-            "fields": {name: [list(named.spellings), named.units, named.stated] for name, named in self.fields.items()},
+            "fields": {name: astuple(named) for name, named in self.fields.items()},
             "files": [str(file) for file in self.files],
             "dims": self.dims,
             "clock": asdict(self.clock),

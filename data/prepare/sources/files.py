@@ -48,7 +48,7 @@ def _as_it_is(path: Path, encoded: bool) -> xr.Dataset:
         content = netCDF4.Dataset(path.name, memory=inputs.read_member(path, archive))
         return xr.open_dataset(xr.backends.NetCDF4DataStore(content), cache=False, **how)
     if path.is_dir():
-        return xr.open_zarr(path, chunks=None, **how)
+        return xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").is_file(), **how)
     netcdf3.require_whole(path)
     return xr.open_dataset(path, engine="netcdf4", cache=False, **how)
 

@@ -13,11 +13,11 @@ from data.prepare.sources.files import decoded, opened, spelling
 from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.sources.times import at_places
 from data.prepare.sources.units import (
-    CONVERSIONS,
+    LIKELY,
     canonical_of,
     concentration,
     conversion,
-    is_mixing_ratio,
+    mass_mixing_ratio,
     relative_humidity,
     units_of,
 )
@@ -85,8 +85,10 @@ class Reader:
             values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes
         canonical = canonical_of(name)
-        if is_mixing_ratio(units, canonical):
-            return concentration(values, *(self._at(path, air, places, name) for air in ("psfc", "temp")))
+        ratio = mass_mixing_ratio(units, name) if canonical == "ug m-3" else None
+        if ratio is not None:
+            air = (self._at(path, of_air, places, name) for of_air in ("psfc", "temp"))
+            return concentration(values * np.float32(ratio), *air)
         factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
         if factor != 1.0:
             values *= np.float32(factor)
@@ -116,13 +118,24 @@ class Reader:
             if variable.valid_min == 0.0:
                 values[(values < 0.0) & (values > -1e-2 * low)] = 0.0  # of packing
             return
-        fits = [
-            f"{units} (factor {factor:g}{f', then + {offset:g}' if offset else ''})"
-            for units, (factor, offset) in CONVERSIONS[variable.units].items()
-            if (factor, offset) != (1.0, 0.0) and low <= median * factor + offset <= high
-        ]
-        looks = f"It looks like {' or '.join(fits)}." if fits else "No unit known here fits."
+        looks = f"It looks like {' or '.join(self._fitting(name, median)) or 'no unit that is known here'}."
         raise DataError(
             f"'{name}' at {self.first} and after: the median is {median:.4g} {variable.units}, usual is {low:g} .. {high:g}. "
             f"{looks} Correct the `units` attribute of the files, or map them with `generic --map`."
         )
+
+    def _fitting(self, name: str, median: float) -> list[str]:
+        """Units in which the files' numbers would be usual ones."""
+        variable, taken_for = variables.BY_NAME[name], self.catalogue.fields[name].units
+        assert variable.typical is not None
+        low, high = variable.typical
+        fits = []
+        for units in LIKELY[variable.units]:
+            factor, offset = conversion(units, variable.units, name)
+            if low <= median * factor + offset <= high:
+                fits.append(f"{units} (factor {factor:g}{f', then + {offset:g}' if offset else ''})")
+        if mass_mixing_ratio(taken_for, name) is None:
+            factor, offset = conversion(taken_for, variable.units, name)
+            if (factor, offset) != (1.0, 0.0) and low <= (median - offset) / factor <= high:
+                fits.append(f"{variable.units} already, not {taken_for}, as in the yearly stores of the source `topoflow`")
+        return fits

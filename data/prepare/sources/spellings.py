@@ -11,7 +11,6 @@ from pathlib import Path
 from data import DataError, variables
 from data.strict import parse_yaml
 
-MIXING_RATIO = "kg kg-1"
 DEW_POINT = "dew_point"  # read where a source has no relative humidity
 
 
@@ -59,10 +58,10 @@ SOURCES: dict[str, dict[str, Named]] = {
         "psfc": Named(("sp",), "Pa"),
         "pm25": _concentration("pm2p5", units="kg m-3"),
         "pm10": _concentration("pm10", units="kg m-3"),
-        "so2": _concentration("so2", units=MIXING_RATIO),
-        "no2": _concentration("no2", units=MIXING_RATIO),
-        "co": _concentration("co", units=MIXING_RATIO),
-        "o3": _concentration("go3", "o3", units=MIXING_RATIO),
+        "so2": _concentration("so2", units="kg kg-1"),
+        "no2": _concentration("no2", units="kg kg-1"),
+        "co": _concentration("co", units="kg kg-1"),
+        "o3": _concentration("go3", "o3", units="kg kg-1"),
     },
 }
 

@@ -1,47 +1,58 @@
-"""Units of files, turned into those of variables.py."""
+"""Units of files, turned into those of variables.py; pint knows them (cf-xarray's registry), here stand what people write."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pint
 import xarray as xr
+from cf_xarray.units import units as REGISTRY
 
 from data import DataError, variables
-from data.prepare.sources.spellings import DEW_POINT, MIXING_RATIO, Named
+from data.prepare.sources.spellings import DEW_POINT, Named
 
 GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
 KELVIN = 273.15
-# (factor, offset) to the units of variables.py.
-CONVERSIONS: dict[str, dict[str, tuple[float, float]]] = {
-    "ug m-3": {"ug m-3": (1.0, 0.0), "mg m-3": (1e3, 0.0), "kg m-3": (1e9, 0.0), "g m-3": (1e6, 0.0)},
-    "m s-1": {"m s-1": (1.0, 0.0)},
-    "K": {"k": (1.0, 0.0), "degc": (1.0, KELVIN)},
-    "%": {"%": (1.0, 0.0), "1": (100.0, 0.0)},
-    "Pa": {"pa": (1.0, 0.0), "hpa": (100.0, 0.0), "kpa": (1000.0, 0.0)},
-}
-SYNONYMS = {
-    "percent": "%",
-    "c": "degc",
-    "celsius": "degc",
-    "degree_celsius": "degc",
-    "degrees_celsius": "degc",
-    "kelvin": "k",
-    "mbar": "hpa",
-    "millibars": "hpa",
-    "fraction": "1",
-    "(0-1)": "1",
-    "0-1": "1",
-    "microgram": "ug",
-    "micrograms": "ug",
-}
-SPELT_OUT = str.maketrans("µμ⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "uu0123456789-")
+MOLAR_MASS_OF_AIR = 28.9647  # g mol-1
+MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.010, "o3": 47.998}  # g mol-1
+# What a wrong unit most often is, beside ours.
+LIKELY = {"ug m-3": ("mg m-3", "g m-3", "kg m-3"), "K": ("degC",), "%": ("1",), "Pa": ("hPa", "kPa"), "m s-1": ("km h-1",)}
+SPELLINGS = {"mb": "millibar", "mbar": "millibar", "(0 - 1)": "1", "(0-1)": "1", "0-1": "1", "0 - 1": "1", "fraction": "1"}
+SPELLINGS |= {"degrees_celsius": "degC", "degree_celsius": "degC", "c": "degC", "k": "K", "ugm-3": "ug m-3", "pa": "Pa"}
+PARTS = {"ppm": 1e-6, "ppb": 1e-9, "ppt": 1e-12}  # by volume, which is by number of molecules
+NOT_A_UNIT = (pint.errors.PintError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError)  # of any text
 
 
-def is_mixing_ratio(units: str, canonical: str) -> bool:
-    """Whether turning the units a file states into ours takes the air's density: gases of CAMS are given per mass of air."""
-    return normal(units) == MIXING_RATIO and canonical == "ug m-3"
+def conversion(units: str, canonical: str, where: str) -> tuple[float, float]:
+    """(factor, offset) from the units a file states to ours.
+
+    Raises:
+        DataError: it is no unit, or one of something else.
+    """
+    try:
+        zero, one = (_in_canonical(number, _spelt(units), canonical) for number in (0.0, 1.0))
+    except NOT_A_UNIT as error:
+        known = ", ".join((canonical, *LIKELY[canonical]))
+        raise DataError(f"{where} is in '{units}', which cannot be turned into {canonical}: usual are {known}.") from error
+    return one - zero, zero
+
+
+def mass_mixing_ratio(units: str, name: str) -> float | None:
+    """Factor that turns numbers in such units into kg of the pollutant per kg of air; None where they are no ratio.
+
+    Gases are given per mass of air (CAMS), or per number of molecules (WRF-Chem in ppmv, GEOS-CF in mol mol-1).
+    """
+    text = _spelt(units)
+    parts = re.fullmatch(r"(pp[mbt])v?", text.lower())
+    if parts or re.search(r"mole?\b.*mole?\b|mol", text):
+        if name not in MOLAR_MASS:
+            return None
+        factor = PARTS[parts[1]] if parts else _ratio(re.sub(r"\bmole\b", "mol", text))
+        return None if factor is None else factor * MOLAR_MASS[name] / MOLAR_MASS_OF_AIR
+    return _ratio(text) if re.search(r"g.*g", text) else None
 
 
 def concentration(mixing_ratio: np.ndarray, psfc: np.ndarray, temp: np.ndarray) -> np.ndarray:
@@ -62,7 +73,7 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
 def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> None:
     """Before the first shard, not at the one that first needs it."""
     canonical, units = canonical_of(name), units_of(named, array)
-    if not is_mixing_ratio(units, canonical):
+    if canonical != "ug m-3" or mass_mixing_ratio(units, name) is None:
         conversion(units, canonical, f"{path}: '{array.name}'")
 
 
@@ -74,20 +85,29 @@ def canonical_of(name: str) -> str:
     return "K" if name == DEW_POINT else variables.BY_NAME[name].units
 
 
-def normal(units: str) -> str:
-    """One spelling of a unit: lower case, negative exponents, no slash."""
-    text = re.sub(r"\*\*|\^", "", units.strip().lower().translate(SPELT_OUT))
-    above, *below = text.split("/")
-    tokens = [SYNONYMS.get(token, token) for token in re.split(r"[\s.*]+", above) if token]
-    for token in below:
-        base = token.strip().rstrip("0123456789")
-        tokens.append(f"{base}-{token.strip()[len(base) :] or 1}")
-    return " ".join(tokens)
+def _spelt(units: str) -> str:
+    text = units.replace("\0", "").strip()
+    return SPELLINGS.get(text.lower(), text)
 
 
-def conversion(units: str, canonical: str, where: str) -> tuple[float, float]:
-    """(factor, offset) from the units a file states to ours."""
-    known = CONVERSIONS[canonical]
-    if normal(units) not in known:
-        raise DataError(f"{where} is in '{units}', which is not known for {canonical}: known are {', '.join(known)}.")
-    return known[normal(units)]
+@cache
+def _in_canonical(number: float, text: str, canonical: str) -> float:
+    for spelling in (text, text.lower(), text.lower().rstrip("s")):
+        try:
+            unit = REGISTRY.parse_expression(spelling)
+            break
+        except NOT_A_UNIT:
+            continue
+    else:
+        raise ValueError(text)
+    if unit == 1:
+        unit = REGISTRY.Quantity(1.0, "dimensionless")
+    scaled = REGISTRY.Quantity(number * unit.magnitude, unit.units)
+    return float(scaled.to(REGISTRY.parse_units(canonical)).magnitude)
+
+
+def _ratio(text: str) -> float | None:
+    try:
+        return _in_canonical(1.0, text, "1")
+    except NOT_A_UNIT:
+        return None

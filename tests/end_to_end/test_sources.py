@@ -1,0 +1,380 @@
+"""Files as people hold them: each structure is written with analytic values, prepared, and every stored number compared.
+
+Fields are linear in latitude, longitude and time, so bilinear regridding of a regular grid is exact.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import pytest
+import xarray as xr
+
+from data.__main__ import main
+from data.prepare.sources.units import conversion, mass_mixing_ratio
+from data.store.layout import Store
+from data.store.opening import open_store
+from data.store.reader import ShardReader
+from data.variables import CHANNEL_OF, GROUP_OF, GROUPS
+from tests.reanalysis import lambert
+
+DAY = np.datetime64("2015-03-01T00", "h")
+HOURS = 24
+# name -> value at 32 N, 111 E and DAY, and its slopes along latitude, longitude and hours
+TRUTH = {
+    "u": (3.0, 0.2, -0.1, 0.05), "v": (-2.0, -0.1, 0.15, -0.04), "temp": (285.0, -0.8, 0.1, 0.2), "rh": (55.0, 1.0, 0.5, 0.1),
+    "psfc": (95e3, 120.0, -60.0, 3.0), "pm25": (60.0, 1.5, 1.0, 0.5), "pm10": (90.0, 2.0, -1.0, 0.6), 
+    "so2": (15.0, 0.3, 0.2, 0.05), "no2": (30.0, -0.4, 0.6, 0.1), "co": (800.0, 15.0, 10.0, 4.0), "o3": (70.0, 2.0, -1.5, 0.4),
+}  # fmt: skip
+LAT1, LON1 = np.arange(28.0, 36.1, 0.5), np.arange(106.0, 116.1, 0.5)
+UNITS = {"u": "m s-1", "v": "m s-1", "temp": "K", "rh": "%", "psfc": "Pa"}
+TARGET = ["--lat", "30", "34", "--lon", "108", "114", "--grid", "8", "12", "--method", "bilinear"]
+
+
+def truth(name: str, lat: np.ndarray, lon: np.ndarray, hours: Any) -> np.ndarray:
+    """(T, H, W) of (H, W) coordinates and hours since DAY."""
+    base, by_lat, by_lon, by_hour = TRUTH[name]
+    return (base + by_lat * (lat - 32) + by_lon * (lon - 111))[None] + by_hour * np.asarray(hours)[:, None, None]
+
+
+def regular(hours: Any = range(HOURS), **units: str) -> xr.Dataset:
+    lon, lat = np.meshgrid(LON1, LAT1)
+    fields = {
+        name: (("time", "lat", "lon"), truth(name, lat, lon, list(hours)).astype("f4"),
+               {"units": units.get(name, UNITS.get(name, "ug m-3"))})
+        for name in TRUTH
+    }  # fmt: skip
+    return xr.Dataset(fields, {
+        "time": ("time", list(hours), {"units": "hours since 2015-03-01"}),
+        "lat": ("lat", LAT1, {"units": "degrees_north"}), "lon": ("lon", LON1, {"units": "degrees_east"}),
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    file = tmp_path_factory.mktemp("static") / "static.nc"
+    lat, lon = np.arange(25, 40.1, 0.25), np.arange(100, 122.1, 0.25)
+    grid = np.zeros((len(lat), len(lon)))
+    axes = {"lat": ("lat", lat, {"units": "degrees_north"}), "lon": ("lon", lon, {"units": "degrees_east"})}
+    fields = {"z": 100 + 10 * (lat[:, None] - 32) + grid, "people": 200 + grid, "land": 1 + grid}
+    xr.Dataset({name: (("lat", "lon"), values) for name, values in fields.items()}, axes).to_netcdf(file)
+    return ["--elevation", f"{file}:z", "--population", f"{file}:people", "--land-mask", f"{file}:land"]
+
+
+def prepare(source: str, store: Path, *given: object, code: int = 0, days: str = "2015-03-01 2015-03-01") -> Store | None:
+    arguments = ["prepare", source, str(store), *map(str, given), *TARGET, "--train", *days.split()]
+    assert main(arguments) == code
+    return open_store(store) if code == 0 else None
+
+
+def values_agree(store: Store | None, least: float = 0.4) -> bool:
+    """Every stored value that is not missing is the truth at its own hour, and so many of them are there."""
+    assert store
+    lon, lat = np.meshgrid(store.lon, store.lat)
+    hours = (store.times - DAY).astype(int)
+    wrong = []
+    for group in ("weather", "chemistry"):
+        fields = ShardReader(store, group).read(np.arange(len(hours)))
+        for variable in GROUPS[group]:
+            found, wanted = fields[:, CHANNEL_OF[variable.name]], truth(variable.name, lat, lon, hours)
+            error = np.abs(found - wanted) / (np.abs(wanted) + 1)
+            if not np.nanmax(error) < 2e-3 or np.isfinite(found).mean() < least:
+                wrong.append((variable.name, float(np.nanmax(error)), float(np.isfinite(found).mean())))
+    assert wrong == []
+    return True
+
+
+@pytest.fixture(scope="module")
+def caqra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A day of 24 files as CAQRA is distributed: no time, no attributes, hyphens, co in mg m-3; the hour, Beijing's, in the
+    name."""
+    folder = tmp_path_factory.mktemp("caqra") / "raw"
+    (folder / "201503").mkdir(parents=True)
+    lat, lon = lambert(40, 46, 27.0)
+    lat, lon = lat + 32.0 - lat.mean(), lon + 111.0 - lon.mean()
+    for hour in range(HOURS):
+        with netCDF4.Dataset(folder / f"201503/CN-Reanalysis20150301{hour:02d}.nc", "w", format="NETCDF3_CLASSIC") as file:
+            dims = ("bottom-top", "south-north", "west-east")
+            for dim, size in zip(dims, (1, *lat.shape), strict=True):
+                file.createDimension(dim, size)
+            fields = {name: truth(name, lat, lon, [hour - 8]) for name in TRUTH} | {"lat2d": lat[None], "lon2d": lon[None]}
+            fields["co"] = fields["co"] / 1000
+            for name, values in fields.items():
+                file.createVariable(name, "f4", dims)[:] = values
+    with tarfile.open(folder.parent / "CN-Reanalysis20150301.tar.gz", "w:gz") as tar:
+        for path in sorted((folder / "201503").iterdir()):
+            tar.add(path, path.name)
+    with zipfile.ZipFile(folder.parent / "CN-Reanalysis20150301.zip", "w") as archive:
+        for path in sorted((folder / "201503").iterdir()):
+            archive.write(path, path.name)
+    (folder.parent / "list.txt").write_text("\n".join(str(p) for p in (folder / "201503").iterdir()) + "\n")
+    return folder.parent
+
+
+@pytest.mark.parametrize("given", ["raw", "raw/201503/*.nc", "*.tar.gz", "CN-Reanalysis20150301.zip", "--files-from list.txt"])
+def test_caqra_as_it_is_distributed(given: str, caqra: Path, static: list[str], tmp_path: Path) -> None:
+    """Directories, patterns, archives and lists are the same files, and hours in names are those of Beijing."""
+    option, _, where = given.rpartition(" ")
+    days = "2015-02-28 2015-03-01"
+    store = prepare("caqra", tmp_path / "s.zarr", *filter(None, [option]), caqra / where, *static, days=days)
+    assert values_agree(store)
+    assert store
+    assert store.times[0] == np.datetime64("2015-02-28T16")
+    assert store.provenance["hours"] == "times in files are UTC+0 h, in names +8 h"
+
+
+def test_another_time_zone_is_said_and_an_unsaid_one_is_asked_for(
+    caqra: Path, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = prepare("caqra", tmp_path / "s.zarr", caqra / "raw", *static, "--zone", "0")
+    assert store
+    assert store.times[0] == DAY
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    mapped = [caqra / "raw", *static, "--map", tmp_path / "map.yaml"]
+    prepare("generic", tmp_path / "g.zarr", *mapped, code=2)
+    assert "its hour stands in its name only: say in which time zone, as --zone 0" in capsys.readouterr().err
+
+
+def topoflow(year_start: str, folder: Path, zarr_format: Any = 2, both: bool = False) -> Path:
+    lat1, lon1 = np.linspace(27, 37, 41), np.linspace(104, 118, 57)
+    lon, lat = np.meshgrid(lon1, lat1)
+    china = ((lat - 32) ** 2 + ((lon - 111) / 1.6) ** 2) < 9
+    start = np.datetime64(year_start, "h")
+    hours = (start - DAY).astype(int) + np.arange(12)
+    fields: dict[str, Any] = {
+        name: (("time", "lat", "lon"), np.where(china, truth(name, lat, lon, hours), np.nan).astype("f4")) for name in TRUTH
+    }
+    fields["elevation"] = (("lat", "lon"), np.where(china, 500.0, np.nan).astype("f4"))
+    fields["population"] = (("lat", "lon"), np.where(china, 13381.0, np.nan).astype("f4"))
+    times = (start + np.arange(12)).astype("datetime64[ns]")
+    coordinates: dict[str, Any] = {"time": times, "lat2d": ("lat", lat1), "lon2d": ("lon", lon1)}
+    if both:
+        coordinates |= {"lat": lat1, "lon": lon1}
+    path = folder / f"data_{year_start}_china_masked.zarr"
+    xr.Dataset(fields, coordinates).to_zarr(path, zarr_format=zarr_format, consolidated=zarr_format == 2)
+    return path
+
+
+@pytest.mark.parametrize(("zarr_format", "both"), [(2, False), (2, True), (3, False)])
+def test_the_yearly_stores_of_the_public_code_bring_their_static_fields(zarr_format: int, both: bool, tmp_path: Path) -> None:
+    """Two of them, one after the other; NaN outside China becomes the domain."""
+    years = [topoflow(start, tmp_path, zarr_format, both) for start in ("2015-03-01T00", "2015-03-01T12")]
+    store = prepare("topoflow", tmp_path / "s.zarr", *years)
+    assert values_agree(store)
+    assert store
+    lon, lat = np.meshgrid(store.lon, store.lat)
+    inside = ((lat - 32) ** 2 + ((lon - 111) / 1.6) ** 2) < 9
+    assert (store.static["domain_mask"].astype(bool) == inside).mean() > 0.93
+    assert np.allclose(store.static["elevation"][store.static["domain_mask"] > 0], 500.0, atol=260.0)
+
+
+def test_a_source_without_static_fields_says_which_option_is_missing(
+    caqra: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare("caqra", tmp_path / "s.zarr", caqra / "raw", code=2, days="2015-02-28 2015-03-01")
+    assert "--elevation FILE[:VARIABLE] is needed" in capsys.readouterr().err
+
+
+def cams_surface_and_level(folder: Path) -> list[Path]:
+    """As the Atmosphere Data Store delivers analyses since 2024."""
+    lon, lat = np.meshgrid(LON1, LAT1[::-1])
+    hours = np.arange(0, HOURS, 3)
+    value = {name: truth(name, lat, lon, hours) for name in TRUTH}
+    celsius = value["temp"] - 273.15
+    humid = np.log(value["rh"] / 100) + 17.625 * celsius / (celsius + 243.04)
+    air = value["psfc"] / (287.05 * value["temp"])
+    surface = {"u10": value["u"], "v10": value["v"], "t2m": value["temp"], "sp": value["psfc"], "pm2p5": value["pm25"] * 1e-9,
+               "pm10": value["pm10"] * 1e-9, "d2m": 273.15 + 243.04 * humid / (17.625 - humid)}  # fmt: skip
+    level = {"so2": value["so2"], "no2": value["no2"], "co": value["co"], "go3": value["o3"]}
+    units = {"u10": "m s**-1", "v10": "m s**-1", "t2m": "K", "d2m": "K", "sp": "Pa"}
+    seconds = (DAY - np.datetime64("1970-01-01", "h")).astype(int) * 3600 + hours * 3600
+    time = {"units": "seconds since 1970-01-01", "standard_name": "time", "calendar": "proleptic_gregorian"}
+    coordinates: dict[str, Any] = {
+        "latitude": ("latitude", LAT1[::-1], {"units": "degrees_north", "stored_direction": "decreasing"}),
+        "longitude": ("longitude", LON1, {"units": "degrees_east"}), "number": ((), 0, {"units": "1"}),
+        "valid_time": ("valid_time", seconds, time), "expver": ("valid_time", np.array(["0001"] * len(hours), object)),
+    }  # fmt: skip
+    written = []
+    for name, fields in (("data_sfc.nc", surface), ("data_mlev.nc", {k: x * 1e-9 / air for k, x in level.items()})):
+        dims: tuple[str, ...] = ("valid_time", "latitude", "longitude")
+        if name == "data_mlev.nc":
+            dims, coordinates = (dims[0], "model_level", *dims[1:]), coordinates | {"model_level": ("model_level", [60.0])}
+            fields = {k: x[:, None] for k, x in fields.items()}
+        dataset = xr.Dataset(
+            {
+                k: (dims, x.astype("f4"), {"units": units.get(k, "kg m**-3" if "pm" in k else "kg kg**-1")})
+                for k, x in fields.items()
+            },
+            coordinates,
+        )
+        dataset.to_netcdf(folder / name)
+        written.append(folder / name)
+    return written
+
+
+def test_cams_is_read_from_the_zip_that_was_saved_as_nc(static: list[str], tmp_path: Path) -> None:
+    files = cams_surface_and_level(tmp_path)
+    assert values_agree(prepare("cams", tmp_path / "a.zarr", *files, *static), least=8 / 22)
+    with zipfile.ZipFile(tmp_path / "download.nc", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    again = prepare("cams", tmp_path / "b.zarr", tmp_path / "download.nc", *static)
+    assert again
+    assert again.content == open_store(tmp_path / "a.zarr").content
+
+
+def test_wrf_chem_as_it_writes_it_and_the_level_that_its_refusal_asks_for(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Times as text, coordinates along Time, gases in ppmv on levels, colons in the names of files."""
+    lat, lon = lambert(40, 46, 27.0)
+    lat, lon = lat + 32.0 - lat.mean(), lon + 111.0 - lon.mean()
+    names = {"u": "U10", "v": "V10", "temp": "T2", "psfc": "PSFC", "rh": "RH2", "pm25": "PM2_5_DRY", "pm10": "PM10"}
+    names |= {name: name for name in ("so2", "no2", "co", "o3")}
+    mass = {"so2": 64.066, "no2": 46.0055, "co": 28.010, "o3": 47.998}
+    air = truth("psfc", lat, lon, range(HOURS)) / (287.05 * truth("temp", lat, lon, range(HOURS)))
+    file = tmp_path / "wrfout_d01_2015-03-01_00:00:00"
+    with netCDF4.Dataset(file, "w") as wrf:
+        sizes = {"Time": None, "DateStrLen": 19, "south_north": lat.shape[0], "west_east": lat.shape[1], "bottom_top": 3}
+        for dim, size in sizes.items():
+            wrf.createDimension(dim, size)
+        texts = np.array([f"2015-03-01_{hour:02d}:00:00" for hour in range(HOURS)], "S19")
+        wrf.createVariable("Times", "S1", ("Time", "DateStrLen"))[:] = netCDF4.stringtochar(texts)
+        for name, values, units in (("XLAT", lat, "degree_north"), ("XLONG", lon, "degree_east")):
+            written = wrf.createVariable(name, "f4", ("Time", "south_north", "west_east"))
+            written.units = units
+            written[:] = np.repeat(values[None], HOURS, 0)
+        for name, theirs in names.items():
+            values = truth(name, lat, lon, range(HOURS))
+            if name in mass:
+                values = values * 1e-9 / air * 28.9647 / mass[name] * 1e6
+            on_levels = name in mass or name.startswith("pm")
+            dims = ("Time", *(("bottom_top",) if on_levels else ()), "south_north", "west_east")
+            written = wrf.createVariable(theirs, "f4", dims)
+            written.units = UNITS.get(name, "ppmv" if name in mass else "ug m^-3")
+            written[:] = np.stack([values, values * 0.5, values * 0.1], 1) if on_levels else values
+    plain = "".join(f"{name}: {{name: {theirs}}}\n" for name, theirs in names.items())
+    (tmp_path / "map.yaml").write_text(plain)
+    prepare("generic", tmp_path / "s.zarr", file, *static, "--map", tmp_path / "map.yaml", code=2)
+    assert "as  pm25: {name: PM2_5_DRY, level: 0}" in capsys.readouterr().err
+    lowest = "".join(f"{name}: {{name: {theirs}, level: 0}}\n" for name, theirs in names.items())
+    (tmp_path / "map.yaml").write_text(lowest)
+    assert values_agree(prepare("generic", tmp_path / "s.zarr", file, *static, "--map", tmp_path / "map.yaml"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> list[object]:
+    """A file that the generic source reads, and its map."""
+    regular().to_netcdf(tmp_path / "y.nc")
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    return [tmp_path / "y.nc", "--map", tmp_path / "map.yaml"]
+
+
+def test_the_raster_of_a_census_is_chosen_as_its_refusal_says(
+    plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPW has one variable of twenty rasters, and colons in its name."""
+    name = "UN WPP-Adjusted Population Density, v4.11 (2000, 2005): 2.5 arc-minutes"
+    people = np.stack([np.full((len(LAT1), len(LON1)), 100.0 * (raster + 1)) for raster in range(20)]).astype("f4")
+    axes = {"raster": np.arange(1, 21), "latitude": LAT1, "longitude": LON1}
+    xr.Dataset({name: (("raster", "latitude", "longitude"), people)}, axes).to_netcdf(tmp_path / "gpw.nc")
+    others = [*static[:2], *static[4:]]
+    prepare("generic", tmp_path / "s.zarr", *plain, *others, "--population", tmp_path / "gpw.nc", code=2)
+    assert "say which as FILE:VARIABLE[raster=0]" in capsys.readouterr().err
+    chosen = f"{tmp_path}/gpw.nc:{name}[raster=4]"
+    store = prepare("generic", tmp_path / "s.zarr", *plain, *others, "--population", chosen)
+    assert store
+    np.testing.assert_allclose(store.static["population"], 500.0)
+
+
+def test_terrain_on_axes_x_and_y_and_in_a_file_with_colons(plain: list[object], static: list[str], tmp_path: Path) -> None:
+    """ETOPO1's gmt4 grid; the names that WRF gives its files."""
+    heights = (100 + 10 * (LAT1[:, None] - 32) + 0 * LON1).astype("f4")
+    file = tmp_path / "wrfinput_d01_2015-03-01_00:00:00"
+    xr.Dataset({"z": (("y", "x"), heights)}, {"x": ("x", LON1), "y": ("y", LAT1)}).to_netcdf(file)
+    store = prepare("generic", tmp_path / "s.zarr", *plain, *static[2:], "--elevation", f"{file}:z")
+    assert store
+    lat = store.lat[:, None] + 0 * store.lon
+    np.testing.assert_allclose(store.static["elevation"], 100 + 10 * (lat - 32), atol=1e-3)
+
+
+@pytest.mark.parametrize(("option", "expected"), [("--clip", 5000.0), ("--mask-beyond", np.nan)])
+def test_a_real_extreme_is_refused_until_it_is_judged(
+    option: str, expected: float, plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fire of 12,000 ug m-3; the refusal names both ways."""
+    dataset = regular()
+    dataset["pm25"][5, 6:12, 6:12] = 12_000.0
+    dataset.to_netcdf(tmp_path / "y.nc")
+    prepare("generic", tmp_path / "s.zarr", *plain, *static, code=2)
+    assert "--clip pm25 or --mask-beyond pm25" in capsys.readouterr().err
+    store = prepare("generic", tmp_path / "t.zarr", *plain, *static, option, "pm25")
+    assert store
+    field = ShardReader(store, GROUP_OF["pm25"]).read(np.array([5]))[0, CHANNEL_OF["pm25"]]
+    assert np.nanmax(field) <= 5000.0
+    assert np.array_equal(field[3, 4], expected, equal_nan=True)
+
+
+WRONG: dict[str, tuple[bytes, str]] = {
+    "GRIB": (b"GRIB\0\0\0\2" + bytes(500) + b"7777", "is GRIB: turn it into NetCDF first"),
+    "HDF4": (b"\x0e\x03\x13\x01" + bytes(500), "is HDF4: turn it into NetCDF first"),
+    "GeoTIFF": (b"II*\0\x08\0\0\0" + bytes(300), "is a GeoTIFF: turn it into NetCDF first"),
+    "page": (b"<!DOCTYPE html><html>404</html>", "is a web page or XML"),
+    "JSON": (b'{"error": "quota"}', "is JSON, often an error message"),
+    "gzip": (b"\x1f\x8b" + bytes(100), "compressed by gzip: unpack it first"),
+    "empty": (b"", "is empty: the copy or download failed"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_kind_of_file_is_told_by_its_first_bytes(
+    kind: str, plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, message = WRONG[kind]
+    (tmp_path / "x.nc").write_bytes(content)
+    prepare("generic", tmp_path / "s.zarr", tmp_path / "x.nc", *plain[1:], *static, code=2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) < 5
+
+
+REAL: list[tuple[str, str, float, float]] = [
+    *(("ug m-3", text, 1.0, 0.0) for text in (
+        "µg/m3", "µg/m³", "μg/m³", "ug m^-3", "ug/m^3", "µg m⁻³", "ugm-3", "ug.m-3", "microgram/m3", "ug m-3 ", "ug/m3\0",
+        "1e-9 kg m-3", "micrograms/m**3")),
+    ("ug m-3", "kg m**-3", 1e9, 0.0), ("ug m-3", "mg/m3", 1e3, 0.0),
+    *(("K", text, 1.0, 0.0) for text in ("K", "degK", "kelvin", "Kelvin")),
+    *(("K", text, 1.0, 273.15) for text in ("degC", "°C", "deg_C", "Celsius", "C", "degrees_celsius")),
+    *(("Pa", text, 1.0, 0.0) for text in ("Pa", "Pascals")),
+    *(("Pa", text, 100.0, 0.0) for text in ("mb", "mbar", "millibar", "millibars", "hPa", "hectopascals")),
+    *(("m s-1", text, 1.0, 0.0) for text in ("m/s", "m s**-1", "meter/sec", "m.s-1")),
+    *(("%", text, 1.0, 0.0) for text in ("%", "percent")), *(("%", text, 100.0, 0.0) for text in ("1", "(0 - 1)", "0-1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("canonical", "text", "factor", "offset"), REAL, ids=lambda value: repr(value))
+def test_units_as_files_spell_them(canonical: str, text: str, factor: float, offset: float) -> None:
+    assert conversion(text, canonical, "here") == pytest.approx((factor, offset), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio"),
+    [("kg kg-1", 1.0), ("kg kg**-1", 1.0), ("ug kg-1", 1e-9), ("mol mol-1", 47.998 / 28.9647),
+     ("mole mole-1", 47.998 / 28.9647), ("ppmv", 47.998e-6 / 28.9647), ("ppb", 47.998e-9 / 28.9647),
+     ("ug m-3", None), ("1", None)],
+)  # fmt: skip
+def test_mixing_ratios_by_mass_and_by_number(text: str, ratio: float | None) -> None:
+    assert mass_mixing_ratio(text, "o3") == (None if ratio is None else pytest.approx(ratio, rel=1e-9))
+
+
+def test_particles_have_no_molar_mass(plain: list[object], static: list[str], tmp_path: Path, capsys: Any) -> None:
+    changed: Callable[..., xr.Dataset] = regular
+    changed(pm25="ppbv").to_netcdf(tmp_path / "y.nc")
+    prepare("generic", tmp_path / "s.zarr", *plain, *static, code=2)
+    assert "'pm25' is in 'ppbv', which cannot be turned into ug m-3" in capsys.readouterr().err
