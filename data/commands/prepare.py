@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     if options.stage is None:
         stages.prepare(options.store, plan, options.workers)
     elif options.stage == "begin":
-        beginning.begin(options.store, plan)
+        beginning.begin(options.store, plan, options.workers)
     elif stages.require_same_plan(options.store, plan):
         if options.stage == "load":
             stages.load(options.store, stages.remaining(options.store, part, parts), options.workers)

@@ -24,7 +24,7 @@ from data.wind_scan import cache, orders
 console = Console(stderr=True)
 
 
-def begin(path: Path, plan: Plan) -> bool:
+def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     """Create the unfinished store, or find it as it was left.
 
     Returns:
@@ -44,7 +44,7 @@ def begin(path: Path, plan: Plan) -> bool:
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
     seen = file_identity.glance(plan.files)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.clock)
+    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers)
     regridder, method = _regridder(catalogue, plan)
     static = static_fields(plan, regridder.covered)
     if plan.scan:

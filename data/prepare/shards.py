@@ -82,13 +82,13 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): file_identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    source = Reader(job.catalogue, job.first + start, count)
+    source = Reader(job.catalogue, job.first + start, count, job.regridder)
+    fields = source.read()
     for group in layout.DYNAMIC_GROUPS:
         block = np.full((count, len(variables.GROUPS[group]), *job.regridder.shape), np.nan, "f4")
         for channel, name in enumerate(variables.names(group)):
-            values = source.variable(name)
-            if values is not None:
-                block[:, channel] = possible(job.regridder(values), name, job.clip, job.mask_beyond)
+            if name in fields:
+                block[:, channel] = possible(fields[name], name, job.clip, job.mask_beyond)
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, variables.CHANNEL_OF[name]] for name in ("u", "v"))

@@ -39,7 +39,7 @@ def prepare(path: Path, plan: Plan, workers: int) -> None:
     world = mpi_world()
     if world is not None:
         return _prepare_with_mpi(path, plan, world)
-    if begin(path, plan):
+    if begin(path, plan, workers):
         load(path, remaining(path), workers)
         finish(path)
 

@@ -306,7 +306,7 @@ def state_wrong_unit(file: Path) -> None:
 
 def state_unknown_unit(file: Path) -> None:
     with netCDF4.Dataset(file, "a") as dataset:
-        dataset["o3"].units = "ppb"
+        dataset["o3"].units = "furlongs"
 
 
 def write_celsius(file: Path) -> None:
@@ -337,7 +337,7 @@ def forget_fill_value(file: Path) -> None:
         (repeat_hour, "at 2014-12-31T06 is twice in"),
         (shift_half_hour, "2014-12-31T00:30:00 is not on a whole hour"),
         (state_wrong_unit, r"'co' at 2014-12-31T00.*It looks like mg m-3 \(factor 1000\)"),
-        (state_unknown_unit, "is in 'ppb', which cannot be turned into"),
+        (state_unknown_unit, "is in 'furlongs', which cannot be turned into"),
         (write_celsius, r"'temp' at .*looks like degC \(factor 1, then \+ 273.15\)"),
         (hide_everything, "'no2' has no valid value in the training split"),
         (forget_fill_value, "fill value that its files do not declare"),

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from rich.console import Console
+from rich.progress import track
 
 from data import DataError
 from data.prepare.grids.grid import Grid
 from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.prepare.sources.files import grid_of, opened, spelling
+from data.prepare.sources.headers import Header, read_header
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
+
+MANY = 100  # files, from which on a bar shows how far it is
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Catalogue:
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
     clock: Clock = DEFAULT_CLOCK  # how the hours were read
+    by_air: bool = False  # whether files state mixing ratios, which take the air's density
 
     @cached_property
     def span(self) -> tuple[np.datetime64, np.datetime64]:
@@ -62,6 +71,7 @@ class Catalogue:
             "files": [str(file) for file in self.files],
             "dims": self.dims,
             "clock": asdict(self.clock),
+            "by_air": self.by_air,
         }
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
         np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
@@ -82,19 +92,21 @@ def load_catalogue(path: Path) -> Catalogue:
         clock = Clock(**{**stated, "lead_hours": lead})
         hours, file_of, place_of = columns
         files, grid = [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"])
-        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, clock)
+        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, clock, about["by_air"])
 
 
-def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
+def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK, workers: int = 1) -> Catalogue:
     """Look into every file's header: which fields, which hours, which grid.
 
     Raises:
         DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
     """
     found = _Found(fields, files, clock)
-    for number, path in enumerate(files):
-        with opened(path) as dataset:
-            found.look_into(dataset, number)
+    few = len(files) < MANY
+    headers = map(read_header, files) if few or workers == 1 else _headers(files, workers)
+    shown = track(headers, "looking into files", total=len(files), console=Console(stderr=True), disable=few)
+    for number, header in enumerate(shown):
+        found.look_into(number, header)
     absent = [name for name, places in found.places.items() if not places]
     if absent or found.grid is None:
         wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
@@ -104,7 +116,13 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = D
         )
     columns = {name: found.columns(name) for name in fields}
     hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
-    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, clock)
+    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, clock, found.by_air)
+
+
+def _headers(files: list[Path], workers: int) -> Iterator[Header | None]:
+    # Spawned: libraries that were opened before a fork hang after it.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(read_header, files, chunksize=24)
 
 
 class _Found:
@@ -115,21 +133,45 @@ class _Found:
         self.grid: Grid | None = None
         self.dims: dict[str, Dimensions] = {}
         self.places: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}  # hour, file, place
+        self.by_air = False
+        self._kinds: dict[str, dict[str, Dimensions]] = {}  # signature of a header -> field -> its dimensions
 
-    def look_into(self, dataset: xr.Dataset, number: int) -> None:
+    def look_into(self, number: int, header: Header | None) -> None:
+        """Add a file; one that is made like another, but for its times, is only asked for those."""
+        path = self.files[number]
+        kind = self._kinds.get(header.signature) if header else None
+        if header is not None and kind is not None:
+            hours = {dims: header.hours(dims, path, self.clock) for dims in set(kind.values())}
+            if all(found is not None for found in hours.values()):
+                for name, dims in kind.items():
+                    self.places[name] += [(hour, number, place) for hour, place in hours[dims] or []]
+                return
+        with opened(path) as dataset:
+            kind = self._analysed(dataset, number)
+        if header is not None:
+            self._kinds[header.signature] = kind
+
+    def _analysed(self, dataset: xr.Dataset, number: int) -> dict[str, Dimensions]:
+        """Dimensions of every field that a file has, and its places."""
         path = self.files[number]
         present = {name: spelt for name, named in self.fields.items() if (spelt := spelling(dataset, named))}
         if not present:
-            return
+            return {}
         self._require_same_grid(grid_of(dataset, next(iter(present.values())), path), path)
         hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
+        known: dict[tuple[Hashable, ...], Dimensions] = {}
+        kind = {}
         for name, spelt in present.items():
-            require_known_unit(self.fields[name], dataset[spelt], name, path)
-            dims = self._require_same_dimensions(dataset, name, spelt, path)
+            self.by_air |= require_known_unit(self.fields[name], dataset[spelt], name, path)
+            axes = dataset[spelt].dims
+            known[axes] = known.get(axes) or dimensions_of(dataset, spelt, path)
+            dims = kind[name] = known[axes]
+            self._require_same_dimensions(dataset, name, spelt, dims, path)
             along = (dims.time, dims.period)
             if along not in hours_along:
                 hours_along[along] = hours_of(dataset, spelt, path, self.clock)
             self.places[name] += [(hour, number, place) for hour, place in hours_along[along]]
+        return kind
 
     def columns(self, name: str) -> tuple[np.ndarray, ...]:
         """Hours in order, and the file and place of each; no hour is in two places."""
@@ -152,8 +194,7 @@ class _Found:
                 "its own."
             )
 
-    def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, path: Path) -> Dimensions:
-        dims = dimensions_of(dataset, spelt, path)
+    def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, dims: Dimensions, path: Path) -> None:
         levels = [str(d) for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in dims]
         if len(levels) > 1 or (levels and self.fields[name].level is None):
             raise DataError(
@@ -165,4 +206,3 @@ class _Found:
                 f"{path}: dimensions of '{spelt}' are {dims}, in the files before {self.dims[name]}: prepare each kind on its "
                 "own."
             )
-        return dims

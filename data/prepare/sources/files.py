@@ -102,7 +102,7 @@ def grid_of(dataset: xr.Dataset, name: str, path: Path) -> Grid:
 
 
 def _coordinate(dataset: xr.Dataset, name: str, kind: str, path: Path) -> xr.DataArray:
-    guessed = dataset.cf.guess_coord_axis()
+    guessed = xr.Dataset(coords=dataset.coords).cf.guess_coord_axis()
     known = LATITUDES if kind == "latitude" else LONGITUDES
     candidates = [*guessed.cf.coordinates.get(kind, []), *(c for c in known if c in dataset.coords)]
     found = [c for c in dict.fromkeys(candidates) if dataset[c].ndim and set(dataset[c].dims) <= set(dataset[name].dims)]

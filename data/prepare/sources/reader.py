@@ -1,13 +1,14 @@
-"""Hours of our variables on the source's grid, in our units."""
+"""Hours of our variables in our units, on the target's grid."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from data import DataError, variables
+from data.prepare.grids.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.files import decoded, opened, spelling
 from data.prepare.sources.spellings import DEW_POINT
@@ -22,89 +23,90 @@ from data.prepare.sources.units import (
     units_of,
 )
 
+AIR = ("temp", "psfc", DEW_POINT)  # what other fields of the same hours are converted with
 
-@dataclass
+
 class Reader:
-    """Reads hours of our variables on the source's grid; files stay open from one variable to the next."""
+    """Reads some hours of all variables: every file is opened once, and its fields are regridded as they are read.
 
-    catalogue: Catalogue
-    first: np.datetime64  # hour
-    count: int
-    bytes_read: int = 0
-    _kept: dict[str, np.ndarray] = field(default_factory=dict)
+    Files that hold what others are converted with (pressure and temperature for mixing ratios, the dew point for humidity)
+    are read before them.
+    """
 
-    def variable(self, name: str) -> np.ndarray | None:
-        """(count, H, W) float32 in the units of variables.py, NaN where missing; None where no hour is there.
+    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridder: Regridder) -> None:
+        self.catalogue, self.first, self.count, self.regridder = catalogue, first, count, regridder
+        self.bytes_read = 0
+        self._air: dict[str, np.ndarray] = {}  # (count, H, W) on the source's grid
+        self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's
+
+    def read(self) -> dict[str, np.ndarray]:
+        """(count, h, w) float32 of every variable that any of the hours has, in the units of variables.py, NaN where missing.
 
         Raises:
             DataError: a file is damaged, its unit is unknown, or its values fit another unit.
         """
-        if name == "rh" and "rh" not in self.catalogue.fields:
-            dew_point, temp = self._field(DEW_POINT), self._field("temp")
-            return None if dew_point is None or temp is None else relative_humidity(dew_point, temp)
-        values = self._field(name)
-        if values is not None:
-            self._require_usual(name, values)
-        return values
+        first = [name for name in AIR if name in self.catalogue.fields]
+        rest = [name for name in self.catalogue.fields if name not in AIR]
+        for names in (first, rest) if self._needs_air() else ([*first, *rest],):
+            for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
+                self._read_file(number, names)
+        if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
+            self._fields["rh"] = self.regridder(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
+        for name, fields in self._fields.items():
+            self._require_usual(name, fields)
+        return self._fields
 
-    def _field(self, name: str) -> np.ndarray | None:
-        if name in self._kept:
-            return self._kept[name]
-        own = self.catalogue
-        start = np.searchsorted(own.hours[name], self.first)
-        stop = np.searchsorted(own.hours[name], self.first + np.timedelta64(self.count, "h"))
-        if start == stop:
-            return None
-        slots = (own.hours[name][start:stop] - self.first).astype(int)
-        files, places = own.file_of[name][start:stop], own.place_of[name][start:stop]
-        out: np.ndarray | None = None
-        for number in np.unique(files):
-            mine = files == number
-            values = self._read(name, own.files[number], places[mine])
-            if len(slots) == self.count and mine.all():
-                out = values
-            else:
-                out = np.full((self.count, *own.grid.shape), np.nan, "f4") if out is None else out
-                out[slots[mine]] = values
-        if name in ("temp", "psfc", DEW_POINT):
-            assert out is not None
-            self._kept[name] = out
-        return out
+    def _needs_air(self) -> bool:
+        return self.catalogue.by_air or DEW_POINT in self.catalogue.fields
 
-    def _read(self, name: str, path: Path, places: np.ndarray) -> np.ndarray:
-        named = self.catalogue.fields[name]
+    def _read_file(self, number: int, names: list[str]) -> None:
+        places = {name: found for name in names if len((found := self._places(name, number))[0])}
+        if not places:
+            return
+        path = self.catalogue.files[number]
         with opened(path, encoded=True) as dataset:
-            spelt = spelling(dataset, named)
-            assert spelt is not None
-            array = dataset[spelt]
-            units = units_of(named, array)
-            dims = self.catalogue.dims[name]
-            level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
-            array = at_places(array.isel(dict.fromkeys(level, named.level)), dims, places)
-            extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
-            values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
+            for name, (slots, along) in places.items():
+                values = self._converted(dataset, name, path, slots, along)
+                if name in AIR and self._needs_air():
+                    whole = self._air.setdefault(name, np.full((self.count, *self.catalogue.grid.shape), np.nan, "f4"))
+                    whole[slots] = values
+                if name != DEW_POINT:
+                    fields = self._fields.setdefault(name, np.full((self.count, *self.regridder.shape), np.nan, "f4"))
+                    fields[slots] = self.regridder(values)
+
+    def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of a field in a file: which of our hours it holds, and where."""
+        own = self.catalogue
+        start, stop = np.searchsorted(own.hours[name], [self.first, self.first + np.timedelta64(self.count, "h")])
+        mine = own.file_of[name][start:stop] == number
+        slots = (own.hours[name][start:stop] - self.first).astype(int)
+        return slots[mine], own.place_of[name][start:stop][mine]
+
+    def _converted(self, dataset: xr.Dataset, name: str, path: Path, slots: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """(n, H, W) on the source's grid, in our units."""
+        named, dims = self.catalogue.fields[name], self.catalogue.dims[name]
+        spelt = spelling(dataset, named)
+        assert spelt is not None
+        array = dataset[spelt]
+        units, canonical = units_of(named, array), canonical_of(name)
+        level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
+        array = at_places(array.isel(dict.fromkeys(level, named.level)), dims, places)
+        extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
+        values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
         self.bytes_read += values.nbytes
-        canonical = canonical_of(name)
         ratio = mass_mixing_ratio(units, name) if canonical == "ug m-3" else None
         if ratio is not None:
-            air = (self._at(path, of_air, places, name) for of_air in ("psfc", "temp"))
-            return concentration(values * np.float32(ratio), *air)
-        factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
-        if factor != 1.0:
-            values *= np.float32(factor)
-        if offset:
-            values += np.float32(offset)
+            unknown = np.full((self.count, *self.catalogue.grid.shape), np.nan, "f4")
+            psfc, temp = (self._air.get(of_air, unknown)[slots] for of_air in ("psfc", "temp"))
+            values = concentration(values * np.float32(ratio), psfc, temp)
+        else:
+            factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
+            if factor != 1.0:
+                values *= np.float32(factor)
+            if offset:
+                values += np.float32(offset)
+        _clear_packing(name, values)
         return values
-
-    def _at(self, path: Path, name: str, places: np.ndarray, wanted_by: str) -> np.ndarray:
-        """`name` at the hours that places of `wanted_by` in `path` stand for."""
-        own = self.catalogue
-        number = own.files.index(path)
-        mine = (own.file_of[wanted_by] == number) & np.isin(own.place_of[wanted_by], places)
-        whole = self._field(name)
-        if whole is None:
-            return np.full((len(places), *own.grid.shape), np.nan, "f4")
-        return whole[(own.hours[wanted_by][mine] - self.first).astype(int)]
 
     def _require_usual(self, name: str, values: np.ndarray) -> None:
         variable = variables.BY_NAME[name]
@@ -115,8 +117,6 @@ class Reader:
         low, high = variable.typical
         median = float(np.median(sample))
         if low <= median <= high:
-            if variable.valid_min == 0.0:
-                values[(values < 0.0) & (values > -1e-2 * low)] = 0.0  # of packing
             return
         looks = f"It looks like {' or '.join(self._fitting(name, median)) or 'no unit that is known here'}."
         raise DataError(
@@ -139,3 +139,10 @@ class Reader:
             if (factor, offset) != (1.0, 0.0) and low <= (median - offset) / factor <= high:
                 fits.append(f"{variable.units} already, not {taken_for}, as in the yearly stores of the source `topoflow`")
         return fits
+
+
+def _clear_packing(name: str, values: np.ndarray) -> None:
+    """Numbers just below zero come from packing to 16 bits."""
+    variable = None if name == DEW_POINT else variables.BY_NAME[name]
+    if variable is not None and variable.typical is not None and variable.valid_min == 0.0:
+        values[(values < 0.0) & (values > -1e-2 * variable.typical[0])] = 0.0

@@ -35,8 +35,17 @@ def tidied(dataset: xr.Dataset, path: Path) -> xr.Dataset:
     return _with_times(dataset, path)
 
 
-def has_time(dataset: xr.Dataset, name: str) -> bool:
-    return any(_counts_time(dataset[dim]) for dim in dataset[name].dims if dim in dataset.variables)
+def stamp_of(path: Path) -> str | None:
+    """The hour that stands in a file's name as YYYYMMDDHH, as "2015-03-01T00"; None where none does."""
+    stamp = STAMP.search(path.name)
+    if stamp is None:
+        return None
+    hour = "{}-{}-{}T{}".format(*stamp.groups())
+    try:
+        np.datetime64(hour)
+    except ValueError:
+        return None
+    return hour
 
 
 def _still(coordinate: xr.DataArray, path: Path) -> xr.DataArray:
@@ -59,14 +68,10 @@ def _with_times(dataset: xr.Dataset, path: Path) -> xr.Dataset:
             return dataset.assign_coords({dim: along})
     scalar = next((name for name, value in dataset.variables.items() if value.ndim == 0 and _counts_time(dataset[name])), None)
     if scalar is None:
-        stamp = STAMP.search(path.name)
-        if stamp is None:
+        hour = stamp_of(path)
+        if hour is None:
             return dataset
-        scalar, hour = "time", "{}-{}-{}T{}".format(*stamp.groups())
-        try:
-            np.datetime64(hour)
-        except ValueError:
-            return dataset
+        scalar = "time"
         dataset = dataset.assign_coords({scalar: ((), 0, {"units": f"hours since {hour}:00", "long_name": FROM_NAME})})
     fields = [name for name in dataset.data_vars if dataset[name].ndim >= 2]
     with_axis = dataset[fields].expand_dims(scalar)

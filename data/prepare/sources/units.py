@@ -70,11 +70,13 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
     return np.float32(100.0) * np.exp(exponent(dew_point) - exponent(temp))
 
 
-def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> None:
-    """Before the first shard, not at the one that first needs it."""
+def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> bool:
+    """Before the first shard, not at the one that first needs it; whether it is a mixing ratio."""
     canonical, units = canonical_of(name), units_of(named, array)
-    if canonical != "ug m-3" or mass_mixing_ratio(units, name) is None:
-        conversion(units, canonical, f"{path}: '{array.name}'")
+    if canonical == "ug m-3" and mass_mixing_ratio(units, name) is not None:
+        return True
+    conversion(units, canonical, f"{path}: '{array.name}'")
+    return False
 
 
 def units_of(named: Named, array: xr.DataArray) -> str:
