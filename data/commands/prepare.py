@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from data import DataError, variables
-from data.prepare.inputs import expand
+from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources.clock import Clock
 from data.prepare.sources.spellings import NAME_ZONES, SOURCES, read_map

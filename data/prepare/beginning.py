@@ -11,8 +11,8 @@ import scipy.sparse
 from rich.console import Console
 
 from data import DataError
-from data.prepare import file_identity
 from data.prepare.grids import grid, regrid
+from data.prepare.inputs import identity
 from data.prepare.plan import Plan, Scan, sha256_of
 from data.prepare.shards import job_of, write_last
 from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
@@ -43,7 +43,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         _require_begun_by(path, plan)
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
-    seen = file_identity.glance(plan.files)
+    seen = identity.glance(plan.files)
     catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers)
     regridder, method = _regridder(catalogue, plan)
     static = static_fields(plan, regridder.covered)
@@ -73,7 +73,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         provenance=provenance,
     )
     catalogue.save(parts / "catalogue.npz")
-    file_identity.begin(parts, seen)
+    identity.begin(parts, seen)
     scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
     write_last(parts / "plan.json", json.dumps(plan.identity()))
     return True
@@ -83,7 +83,7 @@ def _require_made_by(path: Path, plan: Plan) -> None:
     """A finished store must be what this plan and its files would give again."""
     if opening.open_store(path).provenance.get("plan_sha256") != sha256_of(plan.identity()):
         raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
-    file_identity.require_unchanged(path, plan.files)
+    identity.require_unchanged(path, plan.files)
     if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
         build_scan(path, plan.scan, None)
 
@@ -125,7 +125,7 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
         DataError: they do not.
     """
     parts = layout.parts_path(path)
-    replaced = file_identity.replaced(parts, before.files)
+    replaced = identity.replaced(parts, before.files)
     if not replaced:
         return
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")

@@ -55,7 +55,7 @@ class Plan:
         return Grid(north - down * (north - south), west + right * (east - west))
 
     def identity(self) -> dict[str, Any]:
-        """What a restart is compared with; what the files hold is compared by their content (file_identity.py)."""
+        """What a restart is compared with; what the files hold is compared by their content (identity.py)."""
         described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return described
 

@@ -13,9 +13,9 @@ import numpy as np
 import scipy.sparse
 
 from data import DataError, locks, variables
-from data.prepare import file_identity
 from data.prepare.grids.regrid import Regridder
-from data.prepare.inputs import on_disk
+from data.prepare.inputs import identity
+from data.prepare.inputs.given import on_disk
 from data.prepare.plan import Scan
 from data.prepare.sources.catalogue import Catalogue, load_catalogue
 from data.prepare.sources.reader import Reader
@@ -80,7 +80,7 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     parts = layout.parts_path(path)
     used = job.files_of(shard)
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
-    content = {str(file): file_identity.content_of(parts, file) for file in files}
+    content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
     source = Reader(job.catalogue, job.first + start, count, job.regridder)
     fields = source.read()
@@ -97,7 +97,7 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
             np.savez(being_written, codes=codes)
             being_written.rename(layout.parts_path(path) / f"sectors-{shard}.npz")
     for file in files:
-        file_identity.require_still(parts, file)
+        identity.require_still(parts, file)
     write_last(parts / f"sources-{shard}.json", json.dumps(content))
     return source.bytes_read
 
@@ -118,7 +118,7 @@ def _is_of_its_sources(path: Path, shard: int) -> bool:
         recorded: dict[str, str] = json.loads((parts / f"sources-{shard}.json").read_text())
     except (FileNotFoundError, ValueError):  # killed before it was done, or before its page reached the disk
         return False
-    return all(file_identity.content_of(parts, Path(file)) == sha256 for file, sha256 in recorded.items())
+    return all(identity.content_of(parts, Path(file)) == sha256 for file, sha256 in recorded.items())
 
 
 def sectors_of(path: Path, shard: int) -> np.ndarray:

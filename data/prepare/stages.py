@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data import DataError
 from data.command_line import EXIT_INTERRUPTED
-from data.prepare import file_identity
 from data.prepare.beginning import begin, build_scan, console, require_same_hours
+from data.prepare.inputs import identity
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
 from data.prepare.plan import Plan
 from data.prepare.shards import is_done, job_of, sectors_of, write_shard
@@ -99,7 +99,7 @@ def finish(path: Path) -> str:
     if scan:
         codes = np.concatenate([sectors_of(path, i) for i in range(shards)])
     files = job_of(path).catalogue.files
-    about = {file_identity.RECORD: json.dumps(file_identity.describe(layout.parts_path(path), files), indent=0)}
+    about = {identity.RECORD: json.dumps(identity.describe(layout.parts_path(path), files), indent=0)}
     fingerprint = finishing.finalise(path, about)
     if scan:
         build_scan(path, scan, codes)

@@ -24,8 +24,9 @@ from torch import Tensor
 from data import DataError
 from data.prepare import beginning, shards, stages
 from data.prepare.grids.regrid import Regridder
+from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
-from data.prepare.sources import files, netcdf3, reader, spellings
+from data.prepare.sources import files, reader, spellings
 from data.prepare.sources.catalogue import Catalogue, make_catalogue
 from data.prepare.sources.clock import Clock
 from data.store import opening as stores

@@ -14,9 +14,8 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare import inputs
 from data.prepare.grids.grid import Grid, wrapped
-from data.prepare.sources import netcdf3
+from data.prepare.inputs import given, netcdf3
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, tidied
 
@@ -35,7 +34,7 @@ def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
         with _as_it_is(path, encoded) as dataset:
             yield tidied(dataset, path)
     except UNREADABLE as error:
-        what = inputs.described(path) if path.is_file() else ""
+        what = given.described(path) if path.is_file() else ""
         if what:
             raise DataError(f"{path} is {what}.") from error
         raise DataError(f"{path} cannot be read ({error}): it is damaged or cut off. Fetch it again.") from error
@@ -43,9 +42,9 @@ def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
 
 def _as_it_is(path: Path, encoded: bool) -> xr.Dataset:
     how: dict[str, Any] = {"decode_times": False, "mask_and_scale": not encoded}
-    archive = inputs.archive_of(path)
+    archive = given.archive_of(path)
     if archive is not None:
-        content = netCDF4.Dataset(path.name, memory=inputs.read_member(path, archive))
+        content = netCDF4.Dataset(path.name, memory=given.read_member(path, archive))
         return xr.open_dataset(xr.backends.NetCDF4DataStore(content), cache=False, **how)
     if path.is_dir():
         return xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").is_file(), **how)

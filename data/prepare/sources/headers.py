@@ -15,7 +15,7 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from data.prepare import inputs
+from data.prepare.inputs import given
 from data.prepare.sources.clock import Clock
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
@@ -52,8 +52,8 @@ def read_header(path: Path) -> Header | None:
     """The header of a NetCDF file, also in an archive; None for what is none (a zarr store)."""
     if path.is_dir():
         return None
-    archive = inputs.archive_of(path)
-    content = None if archive is None else inputs.read_member(path, archive)
+    archive = given.archive_of(path)
+    content = None if archive is None else given.read_member(path, archive)
     try:
         with netCDF4.Dataset(path, memory=content) as file:
             file.set_auto_maskandscale(False)

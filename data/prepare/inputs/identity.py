@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data import DataError, locks
-from data.prepare.inputs import on_disk
+from data.prepare.inputs.given import on_disk
 
 RECORD = "sources.json"  # in a finished store
 SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the catalogue was made
