@@ -1,18 +1,23 @@
-"""Print what a store holds: grid, time, splits, statistics, missing shares, provenance, fingerprint."""
+"""Print what a store holds: grid, time, splits, statistics, missing shares, provenance, fingerprint, ozone's day."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import variables
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from data.store.layout import Store
 
+DAYS = 10  # read for ozone's day, evenly from the training split
+AFTERNOON = (10.0, 20.0)  # local solar hours around ozone's peak, which the sun brings about
+LEAST_SWING = 0.1  # of the mean, from which on the hour of the peak means something
 EXAMPLES = "  python -m data inspect datasets/demo.zarr"
 
 
@@ -28,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     show_properties(store, screen)
     show_statistics(store, screen)
     show_years(store, screen)
+    show_ozone(store)
 
 
 def show_properties(store: Store, screen: Console) -> None:
@@ -73,3 +79,46 @@ def show_years(store: Store, screen: Console) -> None:
             gaps = about["gaps"][variables.GROUP_OF[name]]
             table.add_row(year, str(about["hours"]), str(gaps), name, f"{100 * entry['missing']:.3f}", *ends)
     screen.print(table)
+
+
+def show_ozone(store: Store) -> None:
+    """The mean diurnal cycle of ozone, and on stderr a warning if its hour says that the times are in another zone."""
+    import numpy as np
+
+    mean = ozone_by_local_hour(store)
+    there = np.flatnonzero(np.isfinite(mean))
+    if len(there) < 6:
+        return
+    angle = 2 * np.pi * (there + 0.5) / 24
+    base, cosine, sine = np.linalg.lstsq(np.stack([np.ones(len(there)), np.cos(angle), np.sin(angle)], 1), mean[there])[0]
+    peak = float(np.arctan2(sine, cosine)) * 24 / (2 * np.pi) % 24
+    hours = ", ".join(f"{hour} h {mean[hour]:.0f}" for hour in there[there % 3 == 0])
+    print(f"o3 by local solar hour, ug m-3: {hours}; peak of its daily wave at {peak:.1f} h")
+    if np.hypot(cosine, sine) > LEAST_SWING * base and not AFTERNOON[0] <= peak <= AFTERNOON[1]:
+        print(
+            f"warning: ozone peaks at {peak:.1f} h local solar time, where sunlight makes it peak in the early afternoon: the "
+            "times of the files were probably in another time zone. Prepare them again with `--zone HOURS`.",
+            file=sys.stderr,
+        )
+
+
+def ozone_by_local_hour(store: Store) -> np.ndarray:
+    """(24,) ug m-3, means over the domain on some days of the training split; NaN for hours without a value."""
+    import numpy as np
+
+    from data.store.reader import ShardReader
+
+    first, last = store.splits["train"]
+    days = np.unique(np.linspace(0, max(0, (last - first) // 24 - 1), DAYS).astype(int))
+    hours = np.minimum(first + 24 * days[:, None] + np.arange(24), last - 1).ravel()
+    reader, channel = ShardReader(store, "chemistry"), variables.CHANNEL_OF["o3"]
+    inside = store.static["domain_mask"] > 0
+    total, count = np.zeros(24), np.zeros(24)
+    for hour in np.unique(hours):
+        field = reader.read(np.array([hour]))[0, channel]
+        row, column = np.nonzero(inside & np.isfinite(field))
+        utc = store.times[hour].astype("datetime64[h]").astype(int) % 24
+        local = ((utc + store.lon[column] / 15) % 24).astype(int) % 24
+        total += np.bincount(local, field[row, column], 24)
+        count += np.bincount(local, minlength=24)
+    return np.divide(total, count, out=np.full(24, np.nan), where=count > 0)

@@ -110,10 +110,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def show_result(path: Path) -> None:
     from data.command_line import console
-    from data.commands.inspect import show_years
+    from data.commands.inspect import show_ozone, show_years
     from data.store import picture
     from data.store.opening import open_store
 
     store = open_store(path)
     show_years(store, console())
+    show_ozone(store)
     print(f"wrote {path}, fingerprint {store.fingerprint[:12]}; look at {picture.draw(store)}")

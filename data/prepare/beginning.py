@@ -59,6 +59,8 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         "files": len(plan.files),
         "method": method,
         "hours": plan.clock.described(),
+        "clipped": list(plan.clip),
+        "masked_beyond": list(plan.mask_beyond),
         "source_grid": list(catalogue.grid.shape),
         "plan_sha256": sha256_of(plan.identity()),
     }

@@ -17,6 +17,8 @@ from data.prepare.plan import Plan
 from data.prepare.sources import files
 from data.store import layout
 
+PEOPLE_A_CELL = re.compile(r"(persons?|people|inhabitants|counts?)( ?(per|/) ?(grid ?)?(cell|pixel))?")
+
 
 def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
     """The six static fields on the target grid, (H, W) float32.
@@ -42,6 +44,17 @@ def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
         "land_fraction": known if plan.land_mask is None else _regridded_static(plan.land_mask, target, lambda x: x),
         "domain_mask": domain,
     }
+    own = {"elevation": plan.elevation is None, "population": plan.population is None, "land_fraction": plan.land_mask is None}
+    for name, is_own in own.items():
+        gaps = ~np.isfinite(fields[name])
+        if is_own:  # beyond the source there is no value, and nothing is forecast
+            fields[name] = np.where(gaps & ~covered, 0.0, fields[name])
+        elif gaps.any():
+            option = {"land_fraction": "land-mask"}.get(name, name)
+            raise DataError(
+                f"--{option}: its file has no value for {gaps.sum()} of {gaps.size} cells of the target. Take one that covers "
+                "--lat and --lon, or a smaller target."
+            )
     return {name: np.asarray(values, "f4") for name, values in fields.items()}
 
 
@@ -70,9 +83,21 @@ def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np
             several = f"{field.sizes[more[0]]} fields along '{more[0]}'"
             raise DataError(f"{path}: '{field.name}' is {several}: say which as FILE:VARIABLE[{more[0]}=0], counting from 0.")
         source, values = files.read_static(dataset, str(field.name), path, target)
+        values = _per_km2(values, source, str(field.attrs.get("units", "")), path)
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(target)
     method = "conservative" if fine_lat * fine_lon < lat * lon else "bilinear"
     return regrid.build(source, target, method)(clean(values).astype("f4")[None])[0]
+
+
+def _per_km2(values: np.ndarray, source: Grid, units: str, path: Path) -> np.ndarray:
+    """People a cell as people a km2, where the unit says that they are counted by cell; anything else as it is."""
+    if not PEOPLE_A_CELL.fullmatch(units.strip().lower()):
+        return values
+    if source.lat.ndim == 2:
+        raise DataError(
+            f"{path} counts people a cell ('{units}') on a curvilinear grid: divide them by the cells' area in km2."
+        )
+    return values / grid.areas(source.lat, source.lon)
 
 
 def _parsed(where: str) -> tuple[Path, str, dict[str, int]]:

@@ -28,7 +28,7 @@ import numpy as np
 from data import DataError, variables
 from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
-from data.wind_scan.orders import NO_WIND, Geometry, geometry_of, invert, order_along_wind, sector_codes
+from data.wind_scan.orders import NO_WIND, Geometry, beyond_the_domain, geometry_of, invert, order_along_wind, sector_codes
 
 FORMAT = 1
 ALGORITHM = 1
@@ -136,6 +136,7 @@ def build(
         }
     if codes is None:
         codes = _sectors_of(store, regions, sectors)
+    codes = beyond_the_domain(codes, store.static["domain_mask"], regions)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -91,6 +91,18 @@ def sector_codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors
     return np.concatenate([_codes(u, v, (1, 1), sectors), _codes(u, v, regions, sectors)], axis=1)
 
 
+def beyond_the_domain(codes: np.ndarray, domain_mask: np.ndarray, regions: tuple[int, int]) -> np.ndarray:
+    """Sectors (T, 1 + regions) where a region without wind takes the whole grid's, if none of its cells is in the domain.
+
+    Nothing is forecast there, so its order is free; without one, no hour of a dataset that ends at the border of a country,
+    or of a source that ends inside the target, would have a regional scan. Inside the domain NO_WIND stays.
+    """
+    (rows, cols), (height, width) = regions, domain_mask.shape
+    outside = ~(domain_mask > 0).reshape(rows, height // rows, cols, width // cols).any((1, 3)).ravel()
+    local = np.where(outside & (codes[:, 1:] == NO_WIND), codes[:, :1], codes[:, 1:])
+    return np.concatenate([codes[:, :1], local], axis=1)
+
+
 def _codes(u: np.ndarray, v: np.ndarray, regions: tuple[int, int], sectors: int) -> np.ndarray:
     time, height, width = u.shape
     rows, cols = regions

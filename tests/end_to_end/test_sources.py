@@ -141,6 +141,23 @@ def test_another_time_zone_is_said_and_an_unsaid_one_is_asked_for(
     assert "its hour stands in its name only: say in which time zone, as --zone 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("zone", "hour_of_peak", "warned"), [("0", 14.0, False), ("8", 6.0, True), ("-8", 22.0, True)])
+def test_the_day_of_ozone_shows_a_wrong_time_zone(
+    zone: str, hour_of_peak: float, warned: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = regular()
+    local = np.arange(HOURS)[:, None, None] + LON1 / 15 + 0 * LAT1[:, None]
+    dataset["o3"] = dataset["o3"].copy(data=(70 + 30 * np.cos(2 * np.pi * (local - 14) / 24)).astype("f4"))
+    dataset.to_netcdf(tmp_path / "y.nc")
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    given = [tmp_path / "y.nc", "--map", tmp_path / "map.yaml", *static, "--zone", zone]
+    prepare("generic", tmp_path / "s.zarr", *given, days="2015-02-28 2015-03-02")
+    shown = capsys.readouterr()
+    peak = float(shown.out.split("peak of its daily wave at ")[1].split(" h")[0])
+    assert peak == pytest.approx(hour_of_peak, abs=0.3)
+    assert ("`--zone HOURS`" in shown.err) == warned
+
+
 def topoflow(year_start: str, folder: Path, zarr_format: Any = 2, both: bool = False) -> Path:
     lat1, lon1 = np.linspace(27, 37, 41), np.linspace(104, 118, 57)
     lon, lat = np.meshgrid(lon1, lat1)
@@ -291,6 +308,19 @@ def test_the_raster_of_a_census_is_chosen_as_its_refusal_says(
     store = prepare("generic", tmp_path / "s.zarr", *plain, *others, "--population", chosen)
     assert store
     np.testing.assert_allclose(store.static["population"], 500.0)
+
+
+@pytest.mark.parametrize("units", ["Persons", "people per pixel"])
+def test_people_a_cell_become_people_a_km2(units: str, plain: list[object], static: list[str], tmp_path: Path) -> None:
+    """The truth is a sphere's: a cell of 1/2 degree at latitude phi has (pi 6371 km / 360)^2 cos(phi), to first order."""
+    density = 50.0 + 10.0 * (LAT1[:, None] - 32) + 0 * LON1
+    people = density * (np.pi * 6371 / 360) ** 2 * np.cos(np.deg2rad(LAT1))[:, None]
+    axes = {"lat": ("lat", LAT1, {"units": "degrees_north"}), "lon": ("lon", LON1, {"units": "degrees_east"})}
+    xr.Dataset({"people": (("lat", "lon"), people, {"units": units})}, axes).to_netcdf(tmp_path / "people.nc")
+    others = [*static[:2], *static[4:]]
+    store = prepare("generic", tmp_path / "s.zarr", *plain, *others, "--population", tmp_path / "people.nc")
+    assert store
+    np.testing.assert_allclose(store.static["population"], (50 + 10 * (store.lat[:, None] - 32)) + 0 * store.lon, rtol=1e-3)
 
 
 def test_terrain_on_axes_x_and_y_and_in_a_file_with_colons(plain: list[object], static: list[str], tmp_path: Path) -> None:

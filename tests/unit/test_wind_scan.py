@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from data import DataError
 from data.store.layout import Store
-from data.wind_scan.cache import ScanCache, open_cache
+from data.wind_scan.cache import ScanCache, build, open_cache
 from data.wind_scan.orders import NO_WIND, Geometry, geometry_of, order_along_wind, sector_codes
 
 GEOMETRY = Geometry(grid=(16, 32), patch=2, regions=(4, 4), sectors=16, aspect=1.3, north_first=True)
@@ -83,6 +84,21 @@ def test_regional_ranks_are_true_blocks_in_raster_order(tiny: Store, tiny_scan: 
                 expected[row * gw + col] = region * rh * rw + k
         np.testing.assert_array_equal(ranks[b], expected)
         assert sorted(ranks[b]) == list(range(gh * gw))
+
+
+def test_a_region_without_wind_is_ordered_where_nothing_is_forecast_and_nowhere_else(tiny: Store, tmp_path: Path) -> None:
+    """A country's border lies inside every target: no hour would have a regional scan."""
+    mask = np.ones_like(tiny.static["domain_mask"])
+    mask[: mask.shape[0] // 4, -(mask.shape[1] // 4) :] = 0.0  # the fourth region
+    store = replace(tiny, static={**tiny.static, "domain_mask": mask})
+    codes = np.tile(np.arange(17, dtype="u1") % 16, (len(tiny.times), 1))
+    codes[:, 0] = np.arange(len(codes)) % 16
+    codes[:, 4], codes[7, 5], codes[9, :] = NO_WIND, NO_WIND, NO_WIND
+    cache = build(store, tmp_path / "cache", patch=2, regions=(4, 4), sectors=16, codes=codes)
+    assert np.flatnonzero(~cache.usable("regional")).tolist() == [7, 9]
+    everything = cache.sectors(np.arange(cache.hours))
+    np.testing.assert_array_equal(everything[:, 4], everything[:, 0])
+    np.testing.assert_array_equal(np.delete(everything, 4, 1), np.delete(codes, 4, 1))
 
 
 def test_global_and_raster_ranks(tiny_scan: ScanCache) -> None:

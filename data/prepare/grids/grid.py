@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+EARTH_RADIUS = 6371.0  # km
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -31,6 +33,12 @@ def spacing(grid: Grid) -> tuple[float, float]:
     if lat.ndim == 1:
         return float(np.median(abs(np.diff(lat)))), float(np.median(abs(np.diff(lon))))
     return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(wrapped(np.diff(lon, axis=1)))))
+
+
+def areas(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """(H, W) km2 of the cells of a regular grid, (H,) and (W,) degrees, on a sphere."""
+    height = abs(np.diff(np.sin(np.deg2rad(np.clip(edges(lat), -90.0, 90.0)))))
+    return np.asarray(EARTH_RADIUS**2 * height[:, None] * abs(np.diff(np.deg2rad(edges(lon))))[None])
 
 
 def wrapped(degrees: np.ndarray) -> np.ndarray:
