@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from data.synthetic.synthesize import synthesize
 from data.wind_scan.cache import ScanCache, build
 
 torch.set_num_threads(1)
+# `make test &` and nohup ignore these, what they start inherits it, and a run then rightly does not hear them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY = Recipe(days=16, rows=16, cols=32, seed=3, missing=0.01, shard_hours=48, train=0.6, validation=0.2)
 
