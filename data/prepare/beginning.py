@@ -45,8 +45,9 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         return True
     seen = identity.glance(plan.files)
     catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers)
-    regridder, method = _regridder(catalogue, plan)
-    static = static_fields(plan, regridder.covered)
+    console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
+    regridders, methods = zip(*(_regridder(source, plan) for source in catalogue.grids), strict=True)
+    static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
         orders.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
     _require_space(path, len(np.unique(np.concatenate(list(catalogue.hours.values())))), plan)
@@ -57,11 +58,11 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         "generator": "python -m data prepare",
         "source": plan.source,
         "files": len(plan.files),
-        "method": method,
+        "methods": list(methods),
         "hours": plan.clock.described(),
         "clipped": list(plan.clip),
         "masked_beyond": list(plan.mask_beyond),
-        "source_grid": list(catalogue.grid.shape),
+        "source_grids": [list(source.shape) for source in catalogue.grids],
         "plan_sha256": sha256_of(plan.identity()),
     }
     writing.create(
@@ -76,7 +77,8 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     )
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
-    scipy.sparse.save_npz(parts / "weights.npz", regridder.weights)
+    for number, regridder in enumerate(regridders):
+        scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
     write_last(parts / "plan.json", json.dumps(plan.identity()))
     return True
 
@@ -101,16 +103,12 @@ def _require_begun_by(path: Path, plan: Plan) -> None:
         )
 
 
-def _regridder(catalogue: Catalogue, plan: Plan) -> tuple[regrid.Regridder, str]:
-    """Weights from the files' grid to the target, and their method."""
-    (fine_lat, fine_lon), (lat, lon) = grid.spacing(catalogue.grid), grid.spacing(plan.target)
+def _regridder(source: grid.Grid, plan: Plan) -> tuple[regrid.Regridder, str]:
+    """Weights from a grid of the files to the target, and their method."""
+    (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(plan.target)
     method = plan.method or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
-    first, last = catalogue.span
-    console.print(
-        f"{len(plan.files)} files, {first} .. {last}; {fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} degrees, "
-        f"{method}"
-    )
-    regridder = regrid.build(catalogue.grid, plan.target, method)
+    console.print(f"{fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} degrees, {method}")
+    regridder = regrid.build(source, plan.target, method)
     outside = int((~regridder.covered).sum())
     if outside:
         console.print(

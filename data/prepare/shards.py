@@ -28,7 +28,7 @@ class _Job:
     """What every process needs to write a shard."""
 
     catalogue: Catalogue
-    regridder: Regridder
+    regridders: list[Regridder]  # one for each grid of the catalogue
     first: np.datetime64
     hours: int
     shard_hours: int
@@ -48,12 +48,13 @@ def job_of(path: Path) -> _Job:
     plan = json.loads((parts / "plan.json").read_text())
     found = load_catalogue(parts / "catalogue.npz")
     first, last = found.span
-    regridder = Regridder(scipy.sparse.load_npz(parts / "weights.npz"), tuple(plan["grid"]))
+    stored = [scipy.sparse.load_npz(parts / f"weights-{number}.npz") for number in range(len(found.grids))]
+    regridders = [Regridder(weights, tuple(plan["grid"])) for weights in stored]
     stated = plan["scan"]
     scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
     return _Job(
         found,
-        regridder,
+        regridders,
         first,
         int((last - first).astype(int)) + 1,
         plan["shard_hours"],
@@ -82,10 +83,10 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    source = Reader(job.catalogue, job.first + start, count, job.regridder)
+    source = Reader(job.catalogue, job.first + start, count, job.regridders)
     fields = source.read()
     for group in layout.DYNAMIC_GROUPS:
-        block = np.full((count, len(variables.GROUPS[group]), *job.regridder.shape), np.nan, "f4")
+        block = np.full((count, len(variables.GROUPS[group]), *job.regridders[0].shape), np.nan, "f4")
         for channel, name in enumerate(variables.names(group)):
             if name in fields:
                 block[:, channel] = possible(fields[name], name, job.clip, job.mask_beyond)

@@ -285,6 +285,38 @@ def test_wrf_chem_as_it_writes_it_and_the_level_that_its_refusal_asks_for(
     assert values_agree(prepare("generic", tmp_path / "s.zarr", file, *static, "--map", tmp_path / "map.yaml"))
 
 
+def test_weather_and_pollutants_on_grids_of_their_own(static: list[str], tmp_path: Path) -> None:
+    """ERA5 beside a product of pollutants; its gases as mixing ratios in ERA5's air."""
+    weather, pollutants = regular()[list(UNITS)], regular()[[name for name in TRUTH if name not in UNITS]]
+    coarse = weather.isel(lat=slice(None, None, 2), lon=slice(None, None, 2))
+    coarse.to_netcdf(tmp_path / "era5.nc")
+    pollutants.to_netcdf(tmp_path / "pollutants.nc")
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    given = [tmp_path / "era5.nc", tmp_path / "pollutants.nc", *static, "--map", tmp_path / "map.yaml", "--workers", 2]
+    store = prepare("generic", tmp_path / "s.zarr", *given)
+    assert values_agree(store)
+    assert store
+    assert store.provenance["source_grids"] == [[9, 11], [17, 21]]
+    air = weather["psfc"] / (287.05 * weather["temp"])
+    for name in ("so2", "no2", "co", "o3"):
+        pollutants[name] = (pollutants[name] * 1e-9 / air).assign_attrs(units="kg kg-1").astype("f4")
+    pollutants.to_netcdf(tmp_path / "pollutants.nc")
+    assert values_agree(prepare("generic", tmp_path / "ratios.zarr", *given))
+
+
+def test_one_variable_on_two_grids_is_refused_and_goes_as_it_says(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "a.nc", tmp_path / "b.nc"]
+    regular().to_netcdf(files[0])
+    regular(range(24, 48)).isel(lat=slice(1, None)).to_netcdf(files[1])
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    given = [*static, "--map", tmp_path / "map.yaml"]
+    prepare("generic", tmp_path / "s.zarr", *files, *given, code=2)
+    assert "b.nc has 'u' on another grid (16 x 21) than the files before it (17 x 21)" in capsys.readouterr().err
+    assert values_agree(prepare("generic", tmp_path / "s.zarr", files[0], *given))
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> list[object]:
     """A file that the generic source reads, and its map."""

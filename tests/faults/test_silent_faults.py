@@ -393,9 +393,10 @@ def forecast_file(path: Path, references: list[int], periods: list[int], with_pe
 
 def read(found: Catalogue, start: np.datetime64, count: int) -> dict[str, np.ndarray]:
     """All fields on the grid of the files."""
-    cells = found.grid.shape[0] * found.grid.shape[1]
-    same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), found.grid.shape)
-    return reader.Reader(found, start, count, same).read()
+    (grid,) = found.grids
+    cells = grid.shape[0] * grid.shape[1]
+    same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), grid.shape)
+    return reader.Reader(found, start, count, [same]).read()
 
 
 FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}

@@ -21,6 +21,15 @@ class Grid:
         return (len(self.lat), len(self.lon)) if self.lat.ndim == 1 else (self.lat.shape[0], self.lat.shape[1])
 
 
+def same_grid(one: Grid, other: Grid, tolerance: float) -> bool:
+    """Whether all coordinates agree within `tolerance` degrees."""
+    return (
+        one.lat.shape == other.lat.shape
+        and one.lon.shape == other.lon.shape
+        and all(np.allclose(a, b, rtol=0.0, atol=tolerance) for a, b in ((one.lat, other.lat), (one.lon, other.lon)))
+    )
+
+
 def edges(centres: np.ndarray) -> np.ndarray:
     """(N + 1,) borders half-way between (N,) centres, the outer ones as far out as their neighbours."""
     middle = (centres[1:] + centres[:-1]) / 2

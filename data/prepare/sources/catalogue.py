@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import track
 
 from data import DataError
-from data.prepare.grids.grid import Grid
+from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.headers import Header, read_header
-from data.prepare.sources.spellings import Named
+from data.prepare.sources.spellings import DEW_POINT, Named
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
 
@@ -33,7 +33,8 @@ class Catalogue:
 
     fields: dict[str, Named]
     files: list[Path]
-    grid: Grid
+    grids: list[Grid]
+    grid_of: dict[str, int]  # field -> index into grids
     dims: dict[str, Dimensions]  # field -> names of its dimensions
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
@@ -58,10 +59,9 @@ class Catalogue:
         """Whether the other one describes the same hours in the same files, on the same grid."""
         mine, theirs = self._columns(), other._columns()
         return (
-            (self.fields, self.files, self.dims) == (other.fields, other.files, other.dims)
+            (self.fields, self.files, self.dims, self.grid_of) == (other.fields, other.files, other.dims, other.grid_of)
             and all(np.array_equal(column, theirs[kind][name]) for kind in mine for name, column in mine[kind].items())
-            and np.array_equal(self.grid.lat, other.grid.lat)
-            and np.array_equal(self.grid.lon, other.grid.lon)
+            and all(same_grid(mine, theirs, 0.0) for mine, theirs in zip(self.grids, other.grids, strict=True))
         )
 
     def save(self, path: Path) -> None:
@@ -70,11 +70,14 @@ class Catalogue:
             "fields": {name: astuple(named) for name, named in self.fields.items()},
             "files": [str(file) for file in self.files],
             "dims": self.dims,
+            "grid_of": self.grid_of,
             "clock": asdict(self.clock),
             "by_air": self.by_air,
         }
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
-        np.savez(path, about=np.array(json.dumps(about)), lat=self.grid.lat, lon=self.grid.lon, **tables)  # type: ignore[arg-type]
+        tables |= {f"lat/{number}": grid.lat for number, grid in enumerate(self.grids)}
+        tables |= {f"lon/{number}": grid.lon for number, grid in enumerate(self.grids)}
+        np.savez(path, about=np.array(json.dumps(about)), **tables)  # type: ignore[arg-type]
 
     def _columns(self) -> dict[str, dict[str, np.ndarray]]:
         return {"hours": self.hours, "file_of": self.file_of, "place_of": self.place_of}
@@ -91,15 +94,16 @@ def load_catalogue(path: Path) -> Catalogue:
         lead = None if stated["lead_hours"] is None else tuple(stated["lead_hours"])
         clock = Clock(**{**stated, "lead_hours": lead})
         hours, file_of, place_of = columns
-        files, grid = [Path(f) for f in about["files"]], Grid(file["lat"], file["lon"])
-        return Catalogue(fields, files, grid, dims, hours, file_of, place_of, clock, about["by_air"])
+        files, grid_of = [Path(f) for f in about["files"]], about["grid_of"]
+        grids = [Grid(file[f"lat/{number}"], file[f"lon/{number}"]) for number in range(max(grid_of.values()) + 1)]
+        return Catalogue(fields, files, grids, grid_of, dims, hours, file_of, place_of, clock, about["by_air"])
 
 
 def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK, workers: int = 1) -> Catalogue:
-    """Look into every file's header: which fields, which hours, which grid.
+    """Look into every file's header: which fields, which hours, which grid. Weather may be on another grid than pollutants.
 
     Raises:
-        DataError: a file cannot be read, grids differ, a field is in no file, or an hour is in two places.
+        DataError: a file cannot be read, the grids of one field differ, a field is in no file, or an hour is in two places.
     """
     found = _Found(fields, files, clock)
     few = len(files) < MANY
@@ -108,7 +112,7 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = D
     for number, header in enumerate(shown):
         found.look_into(number, header)
     absent = [name for name, places in found.places.items() if not places]
-    if absent or found.grid is None:
+    if absent:
         wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
         raise DataError(
             f"none of the {len(files)} files holds: {wanted}. Add the files that do, or map the names your files "
@@ -116,7 +120,9 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = D
         )
     columns = {name: found.columns(name) for name in fields}
     hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
-    return Catalogue(fields, files, found.grid, found.dims, hours_by_name, file_of, place_of, clock, found.by_air)
+    found.require_humidity_on_one_grid()
+    own = found.grids, found.grid_of, found.dims
+    return Catalogue(fields, files, *own, hours_by_name, file_of, place_of, clock, found.by_air)
 
 
 def _headers(files: list[Path], workers: int) -> Iterator[Header | None]:
@@ -130,7 +136,8 @@ class _Found:
 
     def __init__(self, fields: dict[str, Named], files: list[Path], clock: Clock) -> None:
         self.fields, self.files, self.clock = fields, files, clock
-        self.grid: Grid | None = None
+        self.grids: list[Grid] = []
+        self.grid_of: dict[str, int] = {}
         self.dims: dict[str, Dimensions] = {}
         self.places: dict[str, list[tuple[np.datetime64, int, int]]] = {name: [] for name in fields}  # hour, file, place
         self.by_air = False
@@ -157,7 +164,7 @@ class _Found:
         present = {name: spelt for name, named in self.fields.items() if (spelt := spelling(dataset, named))}
         if not present:
             return {}
-        self._require_same_grid(grid_of(dataset, next(iter(present.values())), path), path)
+        grid_along: dict[tuple[str, str], int] = {}
         hours_along: dict[tuple[str, str], list[tuple[np.datetime64, int]]] = {}  # variables may have times of their own
         known: dict[tuple[Hashable, ...], Dimensions] = {}
         kind = {}
@@ -167,6 +174,10 @@ class _Found:
             known[axes] = known.get(axes) or dimensions_of(dataset, spelt, path)
             dims = kind[name] = known[axes]
             self._require_same_dimensions(dataset, name, spelt, dims, path)
+            plane = (dims.y, dims.x)
+            if plane not in grid_along:
+                grid_along[plane] = self._number_of(grid_of(dataset, spelt, path))
+            self._require_same_grid(name, grid_along[plane], path)
             along = (dims.time, dims.period)
             if along not in hours_along:
                 hours_along[along] = hours_of(dataset, spelt, path, self.clock)
@@ -186,12 +197,24 @@ class _Found:
                 raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
         return tuple(np.array(column) for column in zip(*places, strict=True))
 
-    def _require_same_grid(self, here: Grid, path: Path) -> None:
-        self.grid = grid = self.grid or here
-        if grid.shape != here.shape or not (np.allclose(grid.lat, here.lat) and np.allclose(grid.lon, here.lon)):
+    def require_humidity_on_one_grid(self) -> None:
+        if DEW_POINT in self.fields and self.grid_of[DEW_POINT] != self.grid_of["temp"]:
+            raise DataError("the dew point is on another grid than 'temp': take both from one product, or map `rh`.")
+
+    def _number_of(self, here: Grid) -> int:
+        for number, grid in enumerate(self.grids):
+            if same_grid(grid, here, 1e-5):
+                return number
+        self.grids.append(here)
+        return len(self.grids) - 1
+
+    def _require_same_grid(self, name: str, number: int, path: Path) -> None:
+        before = self.grid_of.setdefault(name, number)
+        if before != number:
+            sizes = [" x ".join(map(str, self.grids[n].shape)) for n in (number, before)]
             raise DataError(
-                f"{path} is on another grid ({here.shape[0]} x {here.shape[1]}) than {self.files[0]}: prepare each grid on "
-                "its own."
+                f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it ({sizes[1]}): every variable "
+                "must be on one grid. Leave one of the two kinds of files out."
             )
 
     def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, dims: Dimensions, path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from data import DataError, variables
+from data.prepare.grids.grid import Grid
 from data.prepare.grids.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.files import decoded, opened, spelling
@@ -33,8 +34,12 @@ class Reader:
     are read before them.
     """
 
-    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridder: Regridder) -> None:
-        self.catalogue, self.first, self.count, self.regridder = catalogue, first, count, regridder
+    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridders: list[Regridder]) -> None:
+        """
+        Args:
+            regridders: one for each of the catalogue's grids.
+        """
+        self.catalogue, self.first, self.count, self.regridders = catalogue, first, count, regridders
         self.bytes_read = 0
         self._air: dict[str, np.ndarray] = {}  # (count, H, W) on the source's grid
         self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's
@@ -51,7 +56,7 @@ class Reader:
             for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
                 self._read_file(number, names)
         if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
-            self._fields["rh"] = self.regridder(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
+            self._fields["rh"] = self._regridder("temp")(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
         for name, fields in self._fields.items():
             self._require_usual(name, fields)
         return self._fields
@@ -66,13 +71,36 @@ class Reader:
         path = self.catalogue.files[number]
         with opened(path, encoded=True) as dataset:
             for name, (slots, along) in places.items():
-                values = self._converted(dataset, name, path, slots, along)
+                values, ratio = self._converted(dataset, name, path, along)
                 if name in AIR and self._needs_air():
-                    whole = self._air.setdefault(name, np.full((self.count, *self.catalogue.grid.shape), np.nan, "f4"))
+                    whole = self._air.setdefault(name, np.full((self.count, *self._grid(name).shape), np.nan, "f4"))
                     whole[slots] = values
                 if name != DEW_POINT:
-                    fields = self._fields.setdefault(name, np.full((self.count, *self.regridder.shape), np.nan, "f4"))
-                    fields[slots] = self.regridder(values)
+                    target = self._regridder(name).shape
+                    fields = self._fields.setdefault(name, np.full((self.count, *target), np.nan, "f4"))
+                    fields[slots] = self._on_target(name, values, slots, ratio)
+
+    def _grid(self, name: str) -> Grid:
+        return self.catalogue.grids[self.catalogue.grid_of[name]]
+
+    def _regridder(self, name: str) -> Regridder:
+        return self.regridders[self.catalogue.grid_of[name]]
+
+    def _on_target(self, name: str, values: np.ndarray, slots: np.ndarray, ratio: bool) -> np.ndarray:
+        """Regridded; mixing ratios become concentrations in the air of their own grid, or else in that over the target."""
+        regridder, grid_of = self._regridder(name), self.catalogue.grid_of
+        late = ratio and not grid_of[name] == grid_of["temp"] == grid_of["psfc"]
+        if ratio and not late:
+            values = concentration(values, *self._air_of(self._air, self._grid(name).shape, slots))
+        elif late:
+            values = concentration(regridder(values), *self._air_of(self._fields, regridder.shape, slots))
+        _clear_packing(name, values)
+        return values if late else regridder(values)
+
+    def _air_of(self, fields: dict[str, np.ndarray], shape: tuple[int, int], slots: np.ndarray) -> list[np.ndarray]:
+        """Pressure and temperature of some hours, NaN where no file has them."""
+        unknown = np.full((self.count, *shape), np.nan, "f4")
+        return [fields.get(name, unknown)[slots] for name in ("psfc", "temp")]
 
     def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of a field in a file: which of our hours it holds, and where."""
@@ -82,8 +110,8 @@ class Reader:
         slots = (own.hours[name][start:stop] - self.first).astype(int)
         return slots[mine], own.place_of[name][start:stop][mine]
 
-    def _converted(self, dataset: xr.Dataset, name: str, path: Path, slots: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """(n, H, W) on the source's grid, in our units."""
+    def _converted(self, dataset: xr.Dataset, name: str, path: Path, places: np.ndarray) -> tuple[np.ndarray, bool]:
+        """(n, H, W) on the source's grid, in our units or as kg per kg of air; and whether it is the latter."""
         named, dims = self.catalogue.fields[name], self.catalogue.dims[name]
         spelt = spelling(dataset, named)
         assert spelt is not None
@@ -96,17 +124,14 @@ class Reader:
         self.bytes_read += values.nbytes
         ratio = mass_mixing_ratio(units, name) if canonical == "ug m-3" else None
         if ratio is not None:
-            unknown = np.full((self.count, *self.catalogue.grid.shape), np.nan, "f4")
-            psfc, temp = (self._air.get(of_air, unknown)[slots] for of_air in ("psfc", "temp"))
-            values = concentration(values * np.float32(ratio), psfc, temp)
+            values *= np.float32(ratio)
         else:
             factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
             if factor != 1.0:
                 values *= np.float32(factor)
             if offset:
                 values += np.float32(offset)
-        _clear_packing(name, values)
-        return values
+        return values, ratio is not None
 
     def _require_usual(self, name: str, values: np.ndarray) -> None:
         variable = variables.BY_NAME[name]
