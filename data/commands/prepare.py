@@ -8,7 +8,7 @@ from pathlib import Path
 from data import DataError, variables
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.clock import Clock
+from data.prepare.sources.clock import MINUTES_TO_END, Clock
 from data.prepare.sources.spellings import NAME_ZONES, SOURCES, read_map
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
     ahead = "time zone of the files' hours, hours ahead of UTC (default: UTC; CAQRA's hours in file names: 8)"
     add("--zone", type=float, metavar="HOURS", help=ahead)
+    add("--stamps", choices=list(MINUTES_TO_END), default="end", help="where the times of means over an hour lie in it")
+    add("--winds", choices=["earth", "grid"], default="earth", help="u and v: eastward and northward, or along the files' grid")
     clipped = "set impossible values of this variable to the nearest possible one; repeatable"
     add("--clip", action="append", default=[], metavar="NAME", help=clipped)
     add("--mask-beyond", action="append", default=[], metavar="NAME", help="take impossible values of a variable for missing")
@@ -85,7 +87,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     fields = read_map(options.map) if options.map else SOURCES[options.source]
     variables.require_known([*options.clip, *options.mask_beyond])
     name_zone = NAME_ZONES.get(options.source) if options.zone is None else options.zone
-    clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, name_zone)
+    clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, options.stamps, name_zone)
     scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
     return Plan(
         source=options.source,
@@ -94,6 +96,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         clock=clock,
         clip=tuple(sorted(options.clip)),
         mask_beyond=tuple(sorted(options.mask_beyond)),
+        winds=options.winds,
         lat=(min(options.lat), max(options.lat)),
         lon=tuple(options.lon),
         grid=tuple(options.grid),

@@ -45,6 +45,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         return True
     seen = identity.glance(plan.files)
     catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers)
+    _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
     regridders, methods = zip(*(_regridder(source, plan) for source in catalogue.grids), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
@@ -60,6 +61,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         "files": len(plan.files),
         "methods": list(methods),
         "hours": plan.clock.described(),
+        "winds": f"relative to the {plan.winds}",
         "clipped": list(plan.clip),
         "masked_beyond": list(plan.mask_beyond),
         "source_grids": [list(source.shape) for source in catalogue.grids],
@@ -101,6 +103,13 @@ def _require_begun_by(path: Path, plan: Plan) -> None:
             f"{layout.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or remove it and "
             f"{parts} to start again."
         )
+
+
+def _require_axes(catalogue: Catalogue, plan: Plan) -> None:
+    """Winds along a grid's axes can be turned."""
+    number = catalogue.grid_of["u"]
+    if plan.winds == "grid" and (catalogue.grids[number].lat.ndim == 1 or number != catalogue.grid_of["v"]):
+        raise DataError("--winds grid is for u and v on one curvilinear grid; along latitudes and longitudes they are `earth`.")
 
 
 def _regridder(source: grid.Grid, plan: Plan) -> tuple[regrid.Regridder, str]:

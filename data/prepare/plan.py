@@ -46,6 +46,7 @@ class Plan:
     clock: Clock = DEFAULT_CLOCK
     clip: tuple[str, ...] = ()  # variables whose impossible values become the nearest possible one
     mask_beyond: tuple[str, ...] = ()  # variables whose impossible values become missing
+    winds: str = "earth"  # or "grid": u and v of the files lie along the axes of their grid
 
     @property
     def target(self) -> Grid:

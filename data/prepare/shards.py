@@ -35,6 +35,7 @@ class _Job:
     scan: Scan | None
     clip: tuple[str, ...]
     mask_beyond: tuple[str, ...]
+    winds: str
 
     def files_of(self, shard: int) -> list[int]:
         """Numbers of the files that a shard's hours are read from."""
@@ -61,6 +62,7 @@ def job_of(path: Path) -> _Job:
         scan,
         plan["clip"],
         plan["mask_beyond"],
+        plan["winds"],
     )
 
 
@@ -83,7 +85,7 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    source = Reader(job.catalogue, job.first + start, count, job.regridders)
+    source = Reader(job.catalogue, job.first + start, count, job.regridders, job.winds)
     fields = source.read()
     for group in layout.DYNAMIC_GROUPS:
         block = np.full((count, len(variables.GROUPS[group]), *job.regridders[0].shape), np.nan, "f4")

@@ -317,6 +317,47 @@ def test_one_variable_on_two_grids_is_refused_and_goes_as_it_says(
     assert values_agree(prepare("generic", tmp_path / "s.zarr", files[0], *given))
 
 
+def test_winds_along_the_axes_of_a_grid_are_turned(static: list[str], tmp_path: Path) -> None:
+    """The truth is the convergence of meridians of a Lambert cone, n (longitude - 103 E); stored from either side."""
+    lat, lon = lambert(60, 110, 27.0)
+    radians = np.deg2rad([25.0, 40.0])
+    n = np.log(np.cos(radians[0]) / np.cos(radians[1])) / np.log(np.divide(*np.tan(np.pi / 4 + radians[::-1] / 2)))
+    angle = np.deg2rad(n * (lon - 103.0))
+    fields = {name: truth(name, lat, lon, range(HOURS)) for name in TRUTH}
+    u, v = fields["u"], fields["v"]
+    fields |= {"u": u * np.cos(angle) - v * np.sin(angle), "v": u * np.sin(angle) + v * np.cos(angle)}
+    planes = {
+        name: (("time", "y", "x"), values.astype("f4"), {"units": UNITS.get(name, "ug m-3")}) for name, values in fields.items()
+    }
+    axes = {
+        "time": ("time", range(HOURS), {"units": "hours since 2015-03-01"}),
+        "lat": (("y", "x"), lat),
+        "lon": (("y", "x"), lon),
+    }
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    for step in (1, -1):
+        xr.Dataset(planes, axes).isel(x=slice(None, None, step)).to_netcdf(tmp_path / "wrf.nc")
+        given = [tmp_path / "wrf.nc", *static, "--map", tmp_path / "map.yaml", "--winds", "grid"]
+        assert values_agree(prepare("generic", tmp_path / f"s{step}.zarr", *given))
+
+
+def test_means_stamped_in_the_middle_of_their_hour_are_stored_at_its_end(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MERRA-2 and GEOS-CF: 00:30 is the mean from 00 to 01, which nobody knows before 01."""
+    dataset = regular(range(1, HOURS))
+    dataset["time"] = ("time", np.arange(1, HOURS) - 0.5, dataset["time"].attrs)
+    dataset.to_netcdf(tmp_path / "merra.nc")
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    given = [tmp_path / "merra.nc", *static, "--map", tmp_path / "map.yaml"]
+    prepare("generic", tmp_path / "s.zarr", *given, code=2)
+    assert "say --stamps centre" in capsys.readouterr().err
+    store = prepare("generic", tmp_path / "s.zarr", *given, "--stamps", "centre")
+    assert values_agree(store)
+    assert store
+    assert store.times[0] == DAY + 1
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> list[object]:
     """A file that the generic source reads, and its map."""

@@ -396,7 +396,7 @@ def read(found: Catalogue, start: np.datetime64, count: int) -> dict[str, np.nda
     (grid,) = found.grids
     cells = grid.shape[0] * grid.shape[1]
     same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), grid.shape)
-    return reader.Reader(found, start, count, [same]).read()
+    return reader.Reader(found, start, count, [same], "earth").read()
 
 
 FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}

@@ -44,6 +44,15 @@ def spacing(grid: Grid) -> tuple[float, float]:
     return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(wrapped(np.diff(lon, axis=1)))))
 
 
+def turned(u: np.ndarray, v: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Winds (T, H, W) along the axes of a curvilinear grid, as eastward and northward ones."""
+    east = wrapped(np.gradient(np.unwrap(grid.lon, period=360.0, axis=1), axis=1)) * np.cos(np.deg2rad(grid.lat))
+    north = np.gradient(grid.lat, axis=1)
+    length = np.hypot(east, north) * np.where(east < 0, -1.0, 1.0)  # columns may be stored from east to west
+    cosine, sine = (east / length).astype("f4"), (north / length).astype("f4")
+    return u * cosine - v * sine, u * sine + v * cosine
+
+
 def areas(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     """(H, W) km2 of the cells of a regular grid, (H,) and (W,) degrees, on a sphere."""
     height = abs(np.diff(np.sin(np.deg2rad(np.clip(edges(lat), -90.0, 90.0)))))

@@ -43,7 +43,7 @@ class Header:
             values, attributes = self.times[dims.time]
             axis = xr.Dataset({"hours": (dims.time, np.zeros(len(values)))}, {dims.time: (dims.time, values, attributes)})
             return hours_of(axis, "hours", path, clock)
-        if stamp is None or self.times or clock.name_zone is None or clock.name_zone % 1:
+        if stamp is None or self.times or clock.stamps != "end" or clock.name_zone is None or clock.name_zone % 1:
             return None
         return [(np.datetime64(stamp, "h") - np.timedelta64(int(clock.name_zone), "h"), 0)]
 

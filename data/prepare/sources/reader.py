@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from data import DataError, variables
-from data.prepare.grids.grid import Grid
+from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.files import decoded, opened, spelling
@@ -34,13 +34,16 @@ class Reader:
     are read before them.
     """
 
-    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridders: list[Regridder]) -> None:
+    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridders: list[Regridder], winds: str) -> None:
         """
         Args:
             regridders: one for each of the catalogue's grids.
+            winds: "earth", or "grid" where u and v lie along the axes of their grid.
         """
         self.catalogue, self.first, self.count, self.regridders = catalogue, first, count, regridders
         self.bytes_read = 0
+        self.winds = winds
+        self._along_grid: dict[str, np.ndarray] = {}  # u and v, (count, H, W) on the source's grid
         self._air: dict[str, np.ndarray] = {}  # (count, H, W) on the source's grid
         self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's
 
@@ -57,6 +60,9 @@ class Reader:
                 self._read_file(number, names)
         if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
             self._fields["rh"] = self._regridder("temp")(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
+        if self._along_grid:
+            both = turned(self._along_grid["u"], self._along_grid["v"], self._grid("u"))
+            self._fields |= {name: self._regridder(name)(wind) for name, wind in zip(("u", "v"), both, strict=True)}
         for name, fields in self._fields.items():
             self._require_usual(name, fields)
         return self._fields
@@ -75,7 +81,11 @@ class Reader:
                 if name in AIR and self._needs_air():
                     whole = self._air.setdefault(name, np.full((self.count, *self._grid(name).shape), np.nan, "f4"))
                     whole[slots] = values
-                if name != DEW_POINT:
+                if name in ("u", "v") and self.winds == "grid":
+                    for wind in ("u", "v"):
+                        self._along_grid.setdefault(wind, np.full((self.count, *self._grid(name).shape), np.nan, "f4"))
+                    self._along_grid[name][slots] = values
+                elif name != DEW_POINT:
                     target = self._regridder(name).shape
                     fields = self._fields.setdefault(name, np.full((self.count, *target), np.nan, "f4"))
                     fields[slots] = self._on_target(name, values, slots, ratio)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.sources.clock import Clock
+from data.prepare.sources.clock import MINUTES_TO_END, Clock
 from data.prepare.sources.files import horizontal
 from data.prepare.sources.tidy import FROM_NAME
 
@@ -76,7 +76,8 @@ def hours_of(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> list[t
     zone = clock.name_zone if dataset[dim].attrs.get("long_name") == FROM_NAME else clock.zone
     if zone is None:
         raise DataError(f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC.")
-    times = _exact_times(dataset, dim, path) - np.timedelta64(round(3600 * zone), "s")
+    later = np.timedelta64(60 * MINUTES_TO_END[clock.stamps] - round(3600 * zone), "s")
+    times = _exact_times(dataset, dim, path) + later
     periods = _period(dataset, name)
     if not _is(dataset[dim], "forecast_reference_time"):
         if lead_hours is not None and periods is None:
@@ -121,5 +122,8 @@ def _whole_hours(exact: np.ndarray, path: Path) -> np.ndarray:
     hours = (exact + np.timedelta64(30, "m")).astype("datetime64[h]")
     off = abs((exact - hours).astype("timedelta64[s]").astype(int))
     if np.isnat(exact).any() or (off.size and off.max() > 60):
-        raise DataError(f"{path}: {exact[np.isnat(exact).argmax() or off.argmax()]} is not on a whole hour.")
+        raise DataError(
+            f"{path}: {exact[np.isnat(exact).argmax() or off.argmax()]} is not on a whole hour. Of means over an hour that are "
+            "stamped in its middle, say --stamps centre."
+        )
     return np.asarray(hours)
