@@ -341,6 +341,14 @@ def test_winds_along_the_axes_of_a_grid_are_turned(static: list[str], tmp_path: 
         assert values_agree(prepare("generic", tmp_path / f"s{step}.zarr", *given))
 
 
+def test_winds_along_a_regular_grid_are_eastward_already(
+    plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare("generic", tmp_path / "s.zarr", *plain, *static, "--winds", "grid", code=2)
+    assert "they are `earth`" in capsys.readouterr().err
+    assert values_agree(prepare("generic", tmp_path / "s.zarr", *plain, *static, "--winds", "earth"))
+
+
 def test_means_stamped_in_the_middle_of_their_hour_are_stored_at_its_end(
     static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
