@@ -25,6 +25,7 @@ from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
 
 MANY = 100  # files, from which on a bar shows how far it is
+SAME_GRID = 1e-3  # degrees; files of one product differ by rounding
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class _Found:
 
     def _number_of(self, here: Grid) -> int:
         for number, grid in enumerate(self.grids):
-            if same_grid(grid, here, 1e-5):
+            if same_grid(grid, here, SAME_GRID):
                 return number
         self.grids.append(here)
         return len(self.grids) - 1
