@@ -48,7 +48,10 @@ def become(job: dict[str, Any], rank: int, port: int) -> None:
 
 
 def ended(pids: list[int]) -> int:
-    """Exit code of the rank that failed first, or 0, once all have ended."""
+    """Exit code of the rank that failed first, or 0, once all have ended; one of its own before one of a signal.
+
+    A process that leaves by `_exit` beside other threads can be gone to look at, and not yet to wait for.
+    """
     first = 0
     codes: dict[int, int] = {}
     deadline = float("inf")
@@ -57,7 +60,7 @@ def ended(pids: list[int]) -> int:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
-                first = first or codes[pid]
+                first = codes[pid] if first == 0 or first < 0 < codes[pid] else first
         if any(codes.values()) and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_S
             for other in set(pids) - set(codes):

@@ -8,7 +8,7 @@ from pathlib import Path
 from data import DataError, variables
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.clock import MINUTES_TO_END, Clock
+from data.prepare.sources.clock import STAMPS, Clock
 from data.prepare.sources.spellings import NAME_ZONES, SOURCES, read_map
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
     ahead = "time zone of the files' hours, hours ahead of UTC (default: UTC; CAQRA's hours in file names: 8)"
     add("--zone", type=float, metavar="HOURS", help=ahead)
-    add("--stamps", choices=list(MINUTES_TO_END), default="end", help="where the times of means over an hour lie in it")
+    add("--stamps", choices=STAMPS, default="end", help="where the times of hourly means lie in their hour")
     add("--winds", choices=["earth", "grid"], default="earth", help="u and v: eastward and northward, or along the files' grid")
     clipped = "set impossible values of this variable to the nearest possible one; repeatable"
     add("--clip", action="append", default=[], metavar="NAME", help=clipped)

@@ -17,7 +17,7 @@ from data.prepare.plan import Plan
 from data.prepare.sources import files
 from data.store import layout
 
-PEOPLE_A_CELL = re.compile(r"(persons?|people|inhabitants|counts?)( ?(per|/) ?(grid ?)?(cell|pixel))?")
+PEOPLE_A_CELL = re.compile(r"(number of )?(persons?|people|inhabitants|counts?)( ?(per|/) ?(grid[ -]?)?(cell|pixel))?")
 
 
 def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
         "lon2d": np.repeat(target.lon[None], len(target.lat), 0),
         # The sea floor is not terrain, and nobody lives where a census has no value.
         "elevation": _regridded_static(elevation, target, lambda x: np.maximum(np.nan_to_num(x, nan=0.0), 0.0)),
-        "population": _regridded_static(population, target, lambda x: np.nan_to_num(x, nan=0.0)),
+        "population": _regridded_static(population, target, lambda x: np.nan_to_num(x, nan=0.0), people=True),
         "land_fraction": known if plan.land_mask is None else _regridded_static(plan.land_mask, target, lambda x: x),
         "domain_mask": domain,
     }
@@ -48,7 +48,8 @@ def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
     for name, is_own in own.items():
         gaps = ~np.isfinite(fields[name])
         if is_own:  # beyond the source there is no value, and nothing is forecast
-            fields[name] = np.where(gaps & ~covered, 0.0, fields[name])
+            fields[name] = np.where(gaps, 0.0, fields[name])
+            fields["domain_mask"] = fields["domain_mask"] & ~gaps
         elif gaps.any():
             option = {"land_fraction": "land-mask"}.get(name, name)
             raise DataError(
@@ -69,7 +70,7 @@ def _named(plan: Plan, name: str) -> str:
     return f"{plan.files[0]}:{name}"
 
 
-def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np.ndarray], people: bool = False) -> np.ndarray:
     """A field of FILE, FILE:VARIABLE or FILE:VARIABLE[raster=4]; conservative means where the file is finer."""
     path, wanted, selected = _parsed(where)
     with files.opened(path) as dataset:
@@ -83,7 +84,8 @@ def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np
             several = f"{field.sizes[more[0]]} fields along '{more[0]}'"
             raise DataError(f"{path}: '{field.name}' is {several}: say which as FILE:VARIABLE[{more[0]}=0], counting from 0.")
         source, values = files.read_static(dataset, str(field.name), path, target)
-        values = _per_km2(values, source, str(field.attrs.get("units", "")), path)
+        if people:
+            values = _per_km2(values, source, str(field.attrs.get("units", "")), path)
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(target)
     method = "conservative" if fine_lat * fine_lon < lat * lon else "bilinear"
     return regrid.build(source, target, method)(clean(values).astype("f4")[None])[0]

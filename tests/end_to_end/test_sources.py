@@ -364,6 +364,9 @@ def test_means_stamped_in_the_middle_of_their_hour_are_stored_at_its_end(
     assert values_agree(store)
     assert store
     assert store.times[0] == DAY + 1
+    dataset.isel(time=slice(None, None, 3)).to_netcdf(tmp_path / "merra.nc")
+    prepare("generic", tmp_path / "three.zarr", *given, "--stamps", "centre", code=2)
+    assert "its times are 3 h and more apart" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -391,7 +394,7 @@ def test_the_raster_of_a_census_is_chosen_as_its_refusal_says(
     np.testing.assert_allclose(store.static["population"], 500.0)
 
 
-@pytest.mark.parametrize("units", ["Persons", "people per pixel"])
+@pytest.mark.parametrize("units", ["Persons", "number of people per grid-cell"])
 def test_people_a_cell_become_people_a_km2(units: str, plain: list[object], static: list[str], tmp_path: Path) -> None:
     """The truth is a sphere's: a cell of 1/2 degree at latitude phi has (pi 6371 km / 360)^2 cos(phi), to first order."""
     density = 50.0 + 10.0 * (LAT1[:, None] - 32) + 0 * LON1

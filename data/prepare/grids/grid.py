@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data import DataError
+
 EARTH_RADIUS = 6371.0  # km
 
 
@@ -45,11 +47,17 @@ def spacing(grid: Grid) -> tuple[float, float]:
 
 
 def turned(u: np.ndarray, v: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Winds (T, H, W) along the axes of a curvilinear grid, as eastward and northward ones."""
+    """Winds (T, H, W) along the axes of a curvilinear grid, as eastward and northward ones.
+
+    Raises:
+        DataError: the axes are turned by more than 45 degrees somewhere, so that nobody can tell which of them is u's.
+    """
     east = wrapped(np.gradient(np.unwrap(grid.lon, period=360.0, axis=1), axis=1)) * np.cos(np.deg2rad(grid.lat))
     north = np.gradient(grid.lat, axis=1)
-    length = np.hypot(east, north) * np.where(east < 0, -1.0, 1.0)  # columns may be stored from east to west
+    length = np.hypot(east, north) * (-1.0 if np.median(east) < 0 else 1.0)  # columns may be stored from east to west
     cosine, sine = (east / length).astype("f4"), (north / length).astype("f4")
+    if cosine.min() < np.cos(np.pi / 4):
+        raise DataError("--winds grid: the grid is turned by more than 45 degrees against east: turn its winds beforehand.")
     return u * cosine - v * sine, u * sine + v * cosine
 
 

@@ -215,7 +215,7 @@ class _Found:
             sizes = [" x ".join(map(str, self.grids[n].shape)) for n in (number, before)]
             raise DataError(
                 f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it ({sizes[1]}): every variable "
-                "must be on one grid. Leave one of the two kinds of files out."
+                "must be on one grid. Leave one of the two kinds of files out, or remove the variable from it."
             )
 
     def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, dims: Dimensions, path: Path) -> None:

@@ -21,5 +21,5 @@ class Clock:
         return f"times in files are UTC{self.zone:+g} h{named}{of_means}"
 
 
-MINUTES_TO_END = {"end": 0, "centre": 30, "start": 60}
+STAMPS = ("end", "centre")
 DEFAULT_CLOCK = Clock()

@@ -70,9 +70,9 @@ def _described(file: netCDF4.Dataset) -> Header:
             times[name] = (np.asarray(variable[:]), attributes | _calendar(variable))
             attributes = {}
         digest.update(f"{name} {variable.dimensions} {variable.shape} {variable.dtype} {sorted(attributes.items())}\n".encode())
-    latitude = next((name for name in LATITUDES if name in file.variables), None)
-    longitude = next((name for name in LONGITUDES if name in file.variables and file.variables[name].ndim == 1), None)
-    for name in filter(None, (latitude, longitude)):
+    for name in (*LATITUDES, *LONGITUDES):
+        if name not in file.variables:
+            continue
         variable = file.variables[name]
         digest.update(np.ascontiguousarray(variable[0] if variable.ndim > 2 else variable[:]).tobytes())
     return Header(digest.hexdigest(), times)

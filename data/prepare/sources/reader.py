@@ -79,16 +79,20 @@ class Reader:
             for name, (slots, along) in places.items():
                 values, ratio = self._converted(dataset, name, path, along)
                 if name in AIR and self._needs_air():
-                    whole = self._air.setdefault(name, np.full((self.count, *self._grid(name).shape), np.nan, "f4"))
-                    whole[slots] = values
+                    self._hours(self._air, name, self._grid(name).shape)[slots] = values
                 if name in ("u", "v") and self.winds == "grid":
                     for wind in ("u", "v"):
-                        self._along_grid.setdefault(wind, np.full((self.count, *self._grid(name).shape), np.nan, "f4"))
+                        self._hours(self._along_grid, wind, self._grid(name).shape)
                     self._along_grid[name][slots] = values
                 elif name != DEW_POINT:
-                    target = self._regridder(name).shape
-                    fields = self._fields.setdefault(name, np.full((self.count, *target), np.nan, "f4"))
+                    fields = self._hours(self._fields, name, self._regridder(name).shape)
                     fields[slots] = self._on_target(name, values, slots, ratio)
+
+    def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
+        """All hours of a field, which are missing until they are read."""
+        if name not in of:
+            of[name] = np.full((self.count, *shape), np.nan, "f4")
+        return of[name]
 
     def _grid(self, name: str) -> Grid:
         return self.catalogue.grids[self.catalogue.grid_of[name]]

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.sources.clock import MINUTES_TO_END, Clock
+from data.prepare.sources.clock import Clock
 from data.prepare.sources.files import horizontal
 from data.prepare.sources.tidy import FROM_NAME
 
@@ -76,8 +76,9 @@ def hours_of(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> list[t
     zone = clock.name_zone if dataset[dim].attrs.get("long_name") == FROM_NAME else clock.zone
     if zone is None:
         raise DataError(f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC.")
-    later = np.timedelta64(60 * MINUTES_TO_END[clock.stamps] - round(3600 * zone), "s")
-    times = _exact_times(dataset, dim, path) + later
+    times = _exact_times(dataset, dim, path) - np.timedelta64(round(3600 * zone), "s")
+    if clock.stamps == "centre":
+        times = _ends(times, path)
     periods = _period(dataset, name)
     if not _is(dataset[dim], "forecast_reference_time"):
         if lead_hours is not None and periods is None:
@@ -96,6 +97,23 @@ def hours_of(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> list[t
         raise DataError(f"{path}: --lead asks for {asked} h, its lead times are {there} h.")
     places = np.flatnonzero(np.tile(wanted, len(times)))
     return [(valid[place], int(place)) for place in places]
+
+
+def _ends(times: np.ndarray, path: Path) -> np.ndarray:
+    """Ends of hours that are stamped in their middle; times on whole hours, of another product beside it, stay.
+
+    Raises:
+        DataError: the means are over more than an hour.
+    """
+    half = times - times.astype("datetime64[h]") == np.timedelta64(30, "m")
+    if not half.all():
+        return times
+    if (np.diff(times) != np.timedelta64(1, "h")).any():
+        raise DataError(
+            f"{path}: --stamps centre is for means over one hour; its times are {np.diff(times).min().astype('i8') / 3600:g} h "
+            "and more apart. State the end of each mean as its time."
+        )
+    return times + np.timedelta64(30, "m")
 
 
 def _in_hours(periods: xr.DataArray, path: Path) -> np.ndarray:
