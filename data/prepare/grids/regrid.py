@@ -8,6 +8,7 @@ Mon. Wea. Rev. 127): in the coordinates (longitude, sine of latitude) a cell's a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -32,14 +33,18 @@ class Regridder:
         """(h, w) bool: cells with enough source under them."""
         return np.reshape(self.weights.sum(1) >= NEEDED, self.shape)
 
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        """(target cells,) share of each that the source covers, as it is summed for fields without gaps."""
+        return np.asarray(self.weights @ np.ones(self.weights.shape[1], "f4"))
+
     def __call__(self, fields: np.ndarray) -> np.ndarray:
         """(T, H, W) float32, NaN where missing -> (T, h, w) float32, NaN where under half of a cell's source is valid."""
         out = np.empty((len(fields), self.weights.shape[0]), "f4")
-        whole = self.weights @ np.ones(self.weights.shape[1], "f4")
         for field, regridded in zip(fields.reshape(len(fields), -1), out, strict=True):
             valid = np.isfinite(field)
             if valid.all():
-                total, share = self.weights @ field, whole
+                total, share = self.weights @ field, self._whole
             else:
                 total, share = self.weights @ np.where(valid, field, np.float32(0)), self.weights @ valid.astype("f4")
             enough = share >= NEEDED
