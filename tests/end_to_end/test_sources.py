@@ -22,6 +22,7 @@ from data.store.layout import Store
 from data.store.opening import open_store
 from data.store.reader import ShardReader
 from data.variables import CHANNEL_OF, GROUP_OF, GROUPS
+from data.wind_scan.cache import open_cache
 from tests.reanalysis import lambert
 
 DAY = np.datetime64("2015-03-01T00", "h")
@@ -189,6 +190,22 @@ def test_the_yearly_stores_of_the_public_code_bring_their_static_fields(zarr_for
     inside = ((lat - 32) ** 2 + ((lon - 111) / 1.6) ** 2) < 9
     assert (store.static["domain_mask"].astype(bool) == inside).mean() > 0.93
     assert np.allclose(store.static["elevation"][store.static["domain_mask"] > 0], 500.0, atol=260.0)
+
+
+def test_yearly_stores_smaller_than_the_target_leave_hours_to_train_on(tmp_path: Path) -> None:
+    """Beyond the source there is no terrain, nobody lives, nothing is forecast, and the wind scan has an order all the same."""
+    years = [topoflow(start, tmp_path) for start in ("2015-03-01T00", "2015-03-01T12")]
+    larger = ["--lat", "20", "44", "--lon", "95", "127", "--grid", "24", "32"]
+    scan = ["--wind-scan", tmp_path / "scan", "--regions", "4", "4"]
+    arguments = ["prepare", "topoflow", tmp_path / "s.zarr", *years, *larger, *scan, "--train", "2015-03-01", "2015-03-01"]
+    assert main([str(argument) for argument in arguments]) == 0
+    store = open_store(tmp_path / "s.zarr")
+    outside = store.static["domain_mask"] == 0
+    assert outside[0].all()
+    assert not outside.all()
+    assert not store.static["elevation"][0].any()
+    assert not store.static["land_fraction"][0].any()
+    assert open_cache(tmp_path / "scan", store, patch=2).usable("regional").all()
 
 
 def test_a_source_without_static_fields_says_which_option_is_missing(
