@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from data import variables
 from data.samples import SampleIndex
 from data.store import finishing, layout, opening, writing
 from data.store.reader import ShardReader
 from data.stream import Stream
 from data.synthetic.synthesize import load_static
+from data.variables import PUBLISHED
 
 GRID, HOURS, LEAD, BATCH, BATCHES, ROUNDS = (128, 256), 360, 24, 4, 25, 5
 STEP_S = 0.020
@@ -45,8 +45,8 @@ def build(folder: Path) -> layout.Store:
         provenance={},
     )
     apart = xr.Dataset(coords={"time": times, "lat": lat, "lon": lon})
-    for group in layout.DYNAMIC_GROUPS:
-        members = variables.GROUPS[group]
+    for group in PUBLISHED.dynamic:
+        members = PUBLISHED.groups[group]
         spans = np.array([(v.typical or (v.valid_min, v.valid_max)) for v in members])[None, :, :, None, None]
         values = spans[:, :, 0] + (spans[:, :, 1] - spans[:, :, 0]) * rng.random((HOURS, len(members), *GRID), "f4")
         values = values.astype("f4")
@@ -62,10 +62,10 @@ def build(folder: Path) -> layout.Store:
 
 def readers(folder: Path, opened: layout.Store) -> dict[str, Callable[[np.ndarray], Sequence[np.ndarray]]]:
     """name -> function that reads the batch at time indices (B,)."""
-    weather, chemistry = (ShardReader(opened, group) for group in layout.DYNAMIC_GROUPS)
-    mapped = {group: np.load(folder / f"{group}.npy", mmap_mode="r") for group in layout.DYNAMIC_GROUPS}
+    weather, chemistry = (ShardReader(opened, group) for group in PUBLISHED.dynamic)
+    mapped = {group: np.load(folder / f"{group}.npy", mmap_mode="r") for group in PUBLISHED.dynamic}
     apart = xr.open_zarr(folder / "apart.zarr")
-    names = {group: [v.name for v in variables.GROUPS[group]] for group in layout.DYNAMIC_GROUPS}
+    names = {group: [v.name for v in PUBLISHED.groups[group]] for group in PUBLISHED.dynamic}
 
     def per_variable(t: np.ndarray) -> Sequence[np.ndarray]:
         now = [apart[name].isel(time=t).to_numpy() for name in names["weather"] + names["chemistry"]]

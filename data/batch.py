@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataError, variables
+from data import DataError
 from data.store.layout import Store
 
 
 @dataclass
 class Batch:
-    """Raw fields of B samples, in the units of variables.py, NaN where missing."""
+    """Raw fields of B samples, in the units of their variables, NaN where missing."""
 
-    weather: Tensor  # (B, 5, H, W) at t
-    chemistry: Tensor  # (B, 6, H, W) at t
-    target: Tensor  # (B, 6, H, W) at t + lead
+    fields: dict[str, Tensor]  # group -> (B, V, H, W) at t, of the groups that the run reads
+    target: Tensor  # (B, V, H, W) chemistry at t + lead
     lead_hours: Tensor  # (B,) float32
     rank: Tensor  # (B, N) int64, place of every patch along the wind
     hours: np.ndarray  # (B,) time index of t in the store
@@ -35,8 +34,7 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         return Batch(
-            move(self.weather),
-            move(self.chemistry),
+            {group: move(tensor) for group, tensor in self.fields.items()},
             move(self.target),
             move(self.lead_hours),
             move(self.rank),
@@ -62,7 +60,7 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
     while coming is not None:
         computing.wait_stream(copying)
         here = coming
-        for tensor in (here.weather, here.chemistry, here.target, here.lead_hours, here.rank, here.counted):
+        for tensor in (*here.fields.values(), here.target, here.lead_hours, here.rank, here.counted):
             tensor.record_stream(computing)  # or its memory could be handed out again while it is still read
         coming = start()
         yield here
@@ -86,12 +84,14 @@ class Normalizer:
     """
 
     def __init__(self, store: Store, inputs: list[str], targets: list[str], device: torch.device) -> None:
-        variables.require_known([*inputs, *targets])
+        held = store.contents
+        held.require([*inputs, *targets], str(store.path))
         for name in targets:
-            if variables.GROUP_OF[name] != "chemistry":
-                raise DataError(f"target '{name}' is not a pollutant; possible: {variables.names('chemistry')}.")
+            if held.group(name) != "chemistry":
+                raise DataError(f"target '{name}' is not a pollutant; possible: {held.names('chemistry')}.")
         self.inputs, self.targets, self.statistics = inputs, targets, store.statistics
         self.device = device
+        self.groups = held.read_for(inputs)
 
         def column(names: list[str], key: str) -> Tensor:
             return torch.tensor([store.statistics[n][key] for n in names], device=device)[:, None, None].float()
@@ -102,12 +102,13 @@ class Normalizer:
 
         self.input_mean, self.input_std = column(inputs, "mean"), column(inputs, "std")
         self.target_mean, self.target_std = column(targets, "mean"), column(targets, "std")
-        self.static = torch.stack([torch.from_numpy(store.static[n]) for n in variables.names("static")]).to(device)
+        self.static = torch.stack([torch.from_numpy(store.static[n]) for n in held.names("static")]).to(device)
         cosine = np.cos(np.deg2rad(store.lat))[:, None] * store.static["domain_mask"]
         if not cosine.any():
             raise DataError(f"{store.path}: domain_mask is empty; there is nothing to train on.")
         self.area = torch.from_numpy(cosine * cosine.size / cosine.sum()).float().to(device)
-        self._target_channels = [variables.CHANNEL_OF[n] for n in targets]
+        self._target_channels = [held.channel(name) for name in targets]
+        self._places = [(held.group(name), held.channel(name)) for name in inputs]
 
     def __call__(self, batch: Batch) -> Example:
         """Normalise; a missing input becomes the training mean, a missing target gets zero weight."""
@@ -125,14 +126,13 @@ class Normalizer:
 
     def persistence(self, batch: Batch) -> Tensor:
         """The pollutants at t as a forecast of t + lead, (B, T, H, W) ug m-3, NaN where missing."""
-        return batch.chemistry[:, self._target_channels]
+        return batch.fields["chemistry"][:, self._target_channels]
 
     def truth(self, batch: Batch) -> Tensor:
         """(B, T, H, W) ug m-3 at t + lead, NaN where missing."""
         return batch.target[:, self._target_channels]
 
     def _stack(self, batch: Batch) -> Tensor:
-        size = len(batch.lead_hours)
-        groups = {"weather": batch.weather, "chemistry": batch.chemistry, "static": self.static.expand(size, -1, -1, -1)}
-        planes = [groups[variables.GROUP_OF[n]][:, variables.CHANNEL_OF[n]] for n in self.inputs]
+        groups = batch.fields | {"static": self.static.expand(len(batch.lead_hours), -1, -1, -1)}
+        planes = [groups[group][:, channel] for group, channel in self._places]
         return torch.stack(planes, dim=1)

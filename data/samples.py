@@ -7,7 +7,7 @@ integer, `samples_seen`, is the whole state of the stream, whatever the number o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,21 +54,32 @@ class SampleIndex:
         return np.concatenate(chosen)
 
 
-def index_samples(store: Store, split: str, lead_hours: list[int], scan: ScanCache | None, mode: str, seed: int) -> SampleIndex:
+def index_samples(
+    store: Store,
+    split: str,
+    lead_hours: list[int],
+    scan: ScanCache | None,
+    mode: str,
+    seed: int,
+    groups: Sequence[str] = ("weather", "chemistry"),
+) -> SampleIndex:
     """All (t, h) with t and t + h inside the split, both present in the data, and a known wind at t.
+
+    Args:
+        groups: what is read at t.
 
     Raises:
         DataError: no sample is left.
     """
     first, last = store.split(split)
-    weather, chemistry = (np.less(store.missing[group], 1.0).any(axis=1) for group in ("weather", "chemistry"))
-    usable = np.logical_and(weather, chemistry)
+    present = {group: np.less(store.missing[group], 1.0).any(axis=1) for group in {*groups, "chemistry"}}
+    usable = np.logical_and.reduce([present[group] for group in groups])
     if scan is not None:
         usable &= scan.usable(mode)
     pairs = []
     for lead in lead_hours:
         t = np.arange(first, max(first, last - lead))
-        t = t[np.logical_and(usable[t], chemistry[t + lead])]
+        t = t[np.logical_and(usable[t], present["chemistry"][t + lead])]
         pairs.append((t, np.full(len(t), lead)))
     t, lead_of = (np.concatenate(column) for column in zip(*pairs, strict=True))
     missing = [lead for lead, (times, _) in zip(lead_hours, pairs, strict=True) if not len(times)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,11 +33,19 @@ class Stream:
     """Reads micro-batches ahead of their use, in threads of this process (reading releases the interpreter's lock)."""
 
     def __init__(
-        self, store: Store, index: SampleIndex, scan: ScanCache | None, mode: str, prefetch: int, patches: int, pin: bool
+        self,
+        store: Store,
+        index: SampleIndex,
+        scan: ScanCache | None,
+        mode: str,
+        prefetch: int,
+        patches: int,
+        pin: bool,
+        groups: Sequence[str] = ("weather", "chemistry"),
     ) -> None:
         self.store, self.index, self.scan, self.mode = store, index, scan, mode
         self.prefetch, self.patches, self.pin = prefetch, patches, pin
-        self._weather, self._chemistry = ShardReader(store, "weather"), ShardReader(store, "chemistry")
+        self._readers = {group: ShardReader(store, group) for group in groups}
         self._threads = ThreadPoolExecutor(min(READERS, prefetch + 1), thread_name_prefix="reader")
 
     def training(
@@ -87,15 +95,14 @@ class Stream:
 
     def _batch(self, plan: _Planned) -> Batch:
         t, lead = self.index.t[plan.numbers], self.index.lead[plan.numbers]
-        weather, chemistry = self._fields(self._weather, t), self._fields(self._chemistry, t)
-        target = self._fields(self._chemistry, t + lead)
+        fields = {group: self._fields(reader, t) for group, reader in self._readers.items()}
+        target = self._fields(self._readers["chemistry"], t + lead)
         if self.scan is None:
             rank = np.broadcast_to(np.arange(self.patches), (len(t), self.patches)).copy()
         else:
             rank = self.scan.ranks(self.mode, t)
         return Batch(
-            weather,
-            chemistry,
+            fields,
             target,
             torch.from_numpy(lead).float(),
             torch.from_numpy(rank),

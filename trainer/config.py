@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from data import Refusal
-from data.variables import GROUP_OF, MODEL_INPUTS, MODEL_TARGETS, require_known
+from data.variables import BY_NAME, MODEL_INPUTS, MODEL_TARGETS
 from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture
 
 
@@ -52,11 +52,10 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        require_known([*self.inputs, *self.targets])
         for names in (self.inputs, self.targets):
             if len(set(names)) != len(names):
                 raise ValueError(f"a variable is listed twice in {names}")
-        other = [t for t in self.targets if GROUP_OF[t] != "chemistry"]
+        other = [t for t in self.targets if t in BY_NAME and BY_NAME[t].group != "chemistry"]
         if other:
             raise ValueError(f"targets {other} are not pollutants; possible: {', '.join(MODEL_TARGETS)}")
         absent = [t for t in self.targets if t not in self.inputs]

@@ -35,11 +35,13 @@ class Dataset:
     device: torch.device
 
     def index(self, split: str) -> SampleIndex:
-        return index_samples(self.store, split, self.run.data.lead_hours, self.scan, self.run.wind_scan.mode, self.run.seed)
+        run, mode = self.run, self.run.wind_scan.mode
+        return index_samples(self.store, split, run.data.lead_hours, self.scan, mode, run.seed, self.normalizer.groups)
 
     def stream(self, index: SampleIndex) -> Stream:
         mode, patches = self.run.wind_scan.mode, len(self.elevation)
-        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, self.device.type == "cuda")
+        pin, groups = self.device.type == "cuda", self.normalizer.groups
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, pin, groups)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
         """A batch on the device, its normalised example, and the model's arguments."""

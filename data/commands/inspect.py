@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import variables
-
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
@@ -60,12 +58,12 @@ def show_statistics(store: Store, screen: Console) -> None:
 
     missing: dict[str, float] = {}
     for group, shares in store.missing.items():
-        missing |= dict(zip(variables.names(group), shares.mean(0).tolist(), strict=True))
+        missing |= dict(zip(store.contents.names(group), shares.mean(0).tolist(), strict=True))
     columns = ("mean", "std", "min", "max")
     table = Table("variable", "units", *columns, "missing %", title="statistics of the training split")
     for name, numbers in store.statistics.items():
         values = [f"{numbers[key]:.5g}" for key in columns]
-        table.add_row(name, variables.BY_NAME[name].units, *values, f"{100 * missing.get(name, 0.0):.3f}")
+        table.add_row(name, store.contents.variable(name).units, *values, f"{100 * missing.get(name, 0.0):.3f}")
     screen.print(table)
 
 
@@ -76,13 +74,15 @@ def show_years(store: Store, screen: Console) -> None:
     for year, about in store.years.items():
         for name, entry in about["variables"].items():
             ends = ["-", "-"] if entry["range"] is None else [f"{x:.5g}" for x in entry["range"]]
-            gaps = about["gaps"][variables.GROUP_OF[name]]
+            gaps = about["gaps"][store.contents.group(name)]
             table.add_row(year, str(about["hours"]), str(gaps), name, f"{100 * entry['missing']:.3f}", *ends)
     screen.print(table)
 
 
 def show_ozone(store: Store) -> None:
     """The mean diurnal cycle of ozone, and on stderr a warning if its hour says that the times are in another zone."""
+    if "o3" not in store.contents.names("chemistry"):
+        return
     import numpy as np
 
     mean = ozone_by_local_hour(store)
@@ -111,7 +111,7 @@ def ozone_by_local_hour(store: Store) -> np.ndarray:
     first, last = store.splits["train"]
     days = np.unique(np.linspace(0, max(0, (last - first) // 24 - 1), DAYS).astype(int))
     hours = np.minimum(first + 24 * days[:, None] + np.arange(24), last - 1).ravel()
-    reader, channel = ShardReader(store, "chemistry"), variables.CHANNEL_OF["o3"]
+    reader, channel = ShardReader(store, "chemistry"), store.contents.channel("o3")
     inside = store.static["domain_mask"] > 0
     total, count = np.zeros(24), np.zeros(24)
     for hour in np.unique(hours):

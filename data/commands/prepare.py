@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data import DataError, variables
+from data import DataError
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources.clock import STAMPS, Clock
-from data.prepare.sources.spellings import NAME_ZONES, SOURCES, read_map
+from data.prepare.sources.spellings import NAME_ZONES, SOURCES, fields_of, read_variables
+from data.variables import KNOWN, contents
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
     --lat 17.2 54.8 --lon 73.1 135.9 --grid 128 256 --elevation etopo.nc:z --population gpw.nc --land-mask land.nc \\
@@ -29,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = "NetCDF files, zarr stores, archives or directories of them, patterns in quotes; in any order"
     add("files", nargs="*", metavar="FILE", help=given)
     add("--files-from", type=Path, metavar="LIST", help="a text file with one more FILE a line")
-    add("--map", type=Path, help="YAML of a generic source:  pm25: {name: PM2.5, units: ug/m3}")
+    mapped = "YAML: how your files call variables, as  pm25: {name: PM2.5, units: ug/m3}; a line `so2:` leaves one out"
+    add("--map", type=Path, help=mapped)
+    own = "YAML: variables of your own, as  dust: {units: ug m-3, range: [0, 20000], group: chemistry}"
+    add("--variables", type=Path, help=own)
     add("--lat", type=float, nargs=2, required=True, metavar=("SOUTH", "NORTH"), help="borders, degrees")
     add("--lon", type=float, nargs=2, required=True, metavar=("WEST", "EAST"))
     add("--grid", type=int, nargs=2, default=[128, 256], metavar=("ROWS", "COLS"))
@@ -59,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if (options.map is None) == (options.source == "generic"):
-        raise DataError("--map belongs to the source `generic`, which needs it.")
+    if options.map is None and options.source == "generic":
+        raise DataError("the source `generic` needs --map, which says how your files call their variables.")
     part, parts = options.part
     if not 0 <= part < parts or (parts > 1 and options.stage != "load"):
         raise DataError("--part I N needs --stage load and 0 <= I < N.")
@@ -84,8 +88,9 @@ def run(options: argparse.Namespace) -> None:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for."""
-    fields = read_map(options.map) if options.map else SOURCES[options.source]
-    variables.require_known([*options.clip, *options.mask_beyond])
+    defined = read_variables(options.variables) if options.variables else ()
+    fields = fields_of(options.source, options.map, defined)
+    contents([*KNOWN, *defined]).require([*options.clip, *options.mask_beyond], "--clip and --mask-beyond")
     name_zone = NAME_ZONES.get(options.source) if options.zone is None else options.zone
     clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, options.stamps, name_zone)
     scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
@@ -108,6 +113,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         method=options.method,
         shard_hours=options.shard_hours,
         scan=scan,
+        defined=defined,
     )
 
 

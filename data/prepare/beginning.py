@@ -16,7 +16,6 @@ from data.prepare.inputs import identity
 from data.prepare.plan import Plan, Scan, sha256_of
 from data.prepare.shards import job_of, write_last
 from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
-from data.prepare.sources.spellings import needed
 from data.prepare.static import static_fields
 from data.store import layout, opening, writing
 from data.wind_scan import cache, orders
@@ -44,7 +43,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
     seen = identity.glance(plan.files)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers)
+    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers, plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
     regridders, methods = zip(*(_regridder(source, plan) for source in catalogue.grids), strict=True)
@@ -76,6 +75,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         splits=_split_hours(plan, times),
         shard_hours=plan.shard_hours,
         provenance=provenance,
+        contents=plan.contents,
     )
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
@@ -139,7 +139,7 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
         return
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
-    if not before.equals(make_catalogue(before.fields, before.files, before.clock)):
+    if not before.equals(make_catalogue(before.fields, before.files, before.clock, defined=before.defined)):
         raise DataError(
             f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
             f"remove it and {parts} to start again."
@@ -167,6 +167,6 @@ def _split_hours(plan: Plan, times: np.ndarray) -> dict[str, tuple[int, int]]:
 def _require_space(path: Path, hours: int, plan: Plan) -> None:
     there = next(p for p in [path.parent, *path.parent.parents] if p.exists())
     free = shutil.disk_usage(there).free
-    wanted = 4 * hours * len(needed()) * plan.grid[0] * plan.grid[1]
+    wanted = 4 * hours * len(plan.contents.hourly) * plan.grid[0] * plan.grid[1]
     if wanted > free:
         raise DataError(f"{path} will take up to {wanted / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB free.")

@@ -13,6 +13,7 @@ import numpy as np
 from data.prepare.grids.grid import Grid
 from data.prepare.sources import spellings
 from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
+from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Plan:
     clip: tuple[str, ...] = ()  # variables whose impossible values become the nearest possible one
     mask_beyond: tuple[str, ...] = ()  # variables whose impossible values become missing
     winds: str = "earth"  # or "grid": u and v of the files lie along the axes of their grid
+    defined: tuple[Variable, ...] = ()  # variables that the user has defined
+
+    @property
+    def contents(self) -> Contents:
+        """What the store will hold: the fields that are read, and the static ones."""
+        read = {"rh" if name == spellings.DEW_POINT else name for name in self.fields} | set(PUBLISHED.names("static"))
+        return contents(variable for variable in (*KNOWN, *self.defined) if variable.name in read)
 
     @property
     def target(self) -> Grid:
@@ -58,6 +66,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What a restart is compared with; what the files hold is compared by their content (identity.py)."""
         described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        if not self.defined:  # or plans of the first versions would be others
+            described.pop("defined")
         return described
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+import zarr
 
-from data import DataError, locks, variables
+from data import DataError, locks
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
@@ -20,6 +21,7 @@ from data.prepare.plan import Scan
 from data.prepare.sources.catalogue import Catalogue, load_catalogue
 from data.prepare.sources.reader import Reader
 from data.store import layout, writing
+from data.variables import Contents, Variable
 from data.wind_scan import orders
 
 
@@ -27,6 +29,7 @@ from data.wind_scan import orders
 class _Job:
     """What every process needs to write a shard."""
 
+    contents: Contents
     catalogue: Catalogue
     regridders: list[Regridder]  # one for each grid of the catalogue
     first: np.datetime64
@@ -54,6 +57,7 @@ def job_of(path: Path) -> _Job:
     stated = plan["scan"]
     scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
     return _Job(
+        layout.contents_of(zarr.open_group(layout.partial_path(path), mode="r")),
         found,
         regridders,
         first,
@@ -87,14 +91,15 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
     source = Reader(job.catalogue, job.first + start, count, job.regridders, job.winds)
     fields = source.read()
-    for group in layout.DYNAMIC_GROUPS:
-        block = np.full((count, len(variables.GROUPS[group]), *job.regridders[0].shape), np.nan, "f4")
-        for channel, name in enumerate(variables.names(group)):
-            if name in fields:
-                block[:, channel] = possible(fields[name], name, job.clip, job.mask_beyond)
+    for group in job.contents.dynamic:
+        members = job.contents.groups[group]
+        block = np.full((count, len(members), *job.regridders[0].shape), np.nan, "f4")
+        for channel, variable in enumerate(members):
+            if variable.name in fields:
+                block[:, channel] = possible(fields[variable.name], variable, job.clip, job.mask_beyond)
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
-            u, v = (block[:, variables.CHANNEL_OF[name]] for name in ("u", "v"))
+            u, v = (block[:, job.contents.channel(name)] for name in ("u", "v"))
             codes = orders.sector_codes(u, v, job.scan.regions, job.scan.sectors)
             being_written = layout.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
             np.savez(being_written, codes=codes)
@@ -111,7 +116,9 @@ def is_done(path: Path, shard: int) -> bool:
             sectors_of(path, shard)
         except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):
             return False
-    return _is_of_its_sources(path, shard) and all(writing.is_written(path, group, shard) for group in layout.DYNAMIC_GROUPS)
+    return _is_of_its_sources(path, shard) and all(
+        writing.is_written(path, group, shard) for group in job_of(path).contents.dynamic
+    )
 
 
 def _is_of_its_sources(path: Path, shard: int) -> bool:
@@ -136,11 +143,11 @@ def write_last(path: Path, text: str) -> None:
     partial.rename(path)
 
 
-def possible(fields: np.ndarray, name: str, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> np.ndarray:
+def possible(fields: np.ndarray, variable: Variable, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> np.ndarray:
     """Fields without the impossible values that the user has judged: the nearest possible ones instead, or missing."""
-    low, high = variables.BY_NAME[name].valid_min, variables.BY_NAME[name].valid_max
-    if name in clip:
+    low, high = variable.valid_min, variable.valid_max
+    if variable.name in clip:
         return np.clip(fields, low, high)
-    if name in mask_beyond:
+    if variable.name in mask_beyond:
         return np.where((fields < low) | (fields > high), np.float32(np.nan), fields)
     return fields

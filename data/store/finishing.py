@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from data import DataError, variables
+from data import DataError
 from data.store import statistics
 from data.store.layout import (
-    DYNAMIC_GROUPS,
     EPOCH,
     attributes_of,
     content_of,
+    contents_of,
     fingerprint_of,
     partial_path,
     parts_path,
@@ -40,19 +40,20 @@ def finalise(path: Path, attachments: dict[str, str] | None = None) -> str:
     """
     partial = partial_path(path)
     root = zarr.open_group(partial, mode="r+")
+    held = contents_of(root)
     fitted: dict[str, dict[str, float]] = {}
     hashes: dict[str, str] = {}
     years: dict[str, dict[str, Any]] = {}
-    for group in DYNAMIC_GROUPS:
+    for group in held.dynamic:
         marks = _done_marks(path, root, group)
         hashes |= {f"{group}/{i}": mark["sha256"] for i, mark in enumerate(marks)}
-        for channel, variable in enumerate(variables.GROUPS[group]):
+        for channel, variable in enumerate(held.groups[group]):
             fitted[variable.name] = statistics.merge([mark["statistics"][channel] for mark in marks], variable)
         missing = np.array([step for mark in marks for step in mark["missing"]], "f4")
         about = {"long_name": "share of missing cells", "units": "1"}
         write_array(root, f"{group}_missing", missing, ("time", f"{group}_variable"), **about)
         _summarise_years(years, root, group, marks, missing)
-    for name, field in zip(variables.names("static"), np.asarray(root["static"], "f8"), strict=True):
+    for name, field in zip(held.names("static"), np.asarray(root["static"], "f8"), strict=True):
         fitted[name] = {"mean": field.mean(), "std": field.std(), "min": field.min(), "max": field.max(), "count": field.size}
     for name, numbers in fitted.items():
         if not numbers["count"]:
@@ -100,7 +101,7 @@ def _summarise_years(
         mine = year_of == year
         entry = years.setdefault(str(year), {"hours": int(mine.sum()), "gaps": {}, "variables": {}})
         entry["gaps"][group] = int((missing[mine] >= 1.0).all(1).sum())
-        for channel, name in enumerate(variables.names(group)):
+        for channel, name in enumerate(contents_of(root).names(group)):
             valid = np.isfinite(low[mine, channel])
             ends = [float(low[mine, channel][valid].min()), float(high[mine, channel][valid].max())] if valid.any() else None
             entry["variables"][name] = {"missing": float(missing[mine, channel].mean()), "range": ends}

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data import DataError, variables
+from data import DataError
+from data.variables import BY_NAME, PUBLISHED, Contents, contents, restored
 
 if TYPE_CHECKING:
     import zarr
 
 FORMAT = 1
-DYNAMIC_GROUPS = ("weather", "chemistry")
 # What zarr and numpy raise on metadata or chunks that are not what was written.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError, RuntimeError, MemoryError,
           OverflowError, ZeroDivisionError, NotImplementedError, EOFError)  # fmt: skip
@@ -40,10 +40,11 @@ class Store:
     """An opened store: metadata, coordinates and static fields; dynamic fields are read by reader.py."""
 
     path: Path
+    contents: Contents  # which variables it holds
     times: np.ndarray  # (T,) datetime64[h]
     lat: np.ndarray  # (H,) degrees north
     lon: np.ndarray  # (W,) degrees east
-    static: dict[str, np.ndarray]  # name -> (H, W) float32, units of variables.py
+    static: dict[str, np.ndarray]  # name -> (H, W) float32, units of `contents`
     missing: dict[str, np.ndarray]  # group -> (T, V) share of missing cells
     statistics: dict[str, dict[str, float]]  # name -> mean, std, min, max, count, ... (statistics.py)
     years: dict[str, Any]  # year -> hours, gaps, missing shares and ranges
@@ -112,6 +113,15 @@ def split_indices(root: zarr.Group) -> dict[str, tuple[int, int]]:
     return {name: (a, b + 1) for name, (a, b) in bounds.items()}
 
 
+def contents_of(root: zarr.Group) -> Contents:
+    """The variables of a store; those of the first versions held the published ones and did not say so."""
+    attrs = attributes_of(root)
+    if "variables" not in attrs:
+        return PUBLISHED
+    own = {name: restored(about) for name, about in attrs["definitions"].items()}
+    return contents((own | BY_NAME)[name] for group in attrs["variables"].values() for name in group)
+
+
 def attributes_of(root: zarr.Group) -> dict[str, Any]:
     return dict(root.attrs)
 
@@ -122,7 +132,10 @@ def fingerprint_of(root: zarr.Group) -> str:
     described |= {k: np.asarray(root[k]).tolist() for k in ("lat", "lon")}
     described["static"] = hashlib.sha256(np.ascontiguousarray(np.asarray(root["static"])).tobytes()).hexdigest()
     described["time"] = [int(np.asarray(root["time"])[i]) for i in (0, -1)]
-    described["variables"] = {g: [[v.name, v.units] for v in members] for g, members in variables.GROUPS.items()}
+    held = contents_of(root)
+    described["variables"] = {g: [[v.name, v.units] for v in members] for g, members in held.groups.items()}
+    if root.attrs.get("definitions"):
+        described["definitions"] = root.attrs["definitions"]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,6 +146,6 @@ def content_of(hashes: Any) -> str:
 def tables_of(root: zarr.Group) -> str:
     """Hash of what grows with the length of the data and is no shard: the times, and which cells are missing."""
     digest = hashlib.sha256()
-    for name in ("time", *(f"{group}_missing" for group in DYNAMIC_GROUPS)):
+    for name in ("time", *(f"{group}_missing" for group in contents_of(root).dynamic)):
         digest.update(np.ascontiguousarray(np.asarray(root[name])).tobytes())
     return digest.hexdigest()

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from data import DataError, variables
+from data import DataError
 from data.store.layout import (
     DAMAGE,
-    DYNAMIC_GROUPS,
     EPOCH,
     FORMAT,
     Store,
     attributes_of,
+    contents_of,
     fingerprint_of,
     hash_of,
     partial_path,
@@ -58,14 +58,15 @@ def _opened(path: Path) -> Store:
     if "tables" in attrs and tables_of(root) != attrs["tables"]:  # stores of the first versions have no such hash
         raise DataError(f"{path}: its times or missing shares are not what was written. Copy the store again.")
     times = EPOCH + np.asarray(root["time"]).astype("timedelta64[h]")
-    static = np.asarray(root["static"])
+    static, held = np.asarray(root["static"]), contents_of(root)
     return Store(
         path=path,
+        contents=held,
         times=times,
         lat=np.asarray(root["lat"]),
         lon=np.asarray(root["lon"]),
-        static=dict(zip(variables.names("static"), static, strict=True)),
-        missing={group: np.asarray(root[f"{group}_missing"]) for group in DYNAMIC_GROUPS},
+        static=dict(zip(held.names("static"), static, strict=True)),
+        missing={group: np.asarray(root[f"{group}_missing"]) for group in held.dynamic},
         statistics=attrs["statistics"],
         years=attrs.get("years", {}),
         splits=split_indices(root),

@@ -8,12 +8,12 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
-from data import variables
-from data.store.layout import DYNAMIC_GROUPS, Store
+from data.store.layout import Store
 from data.store.reader import ShardReader
 
 matplotlib.use("Agg")
 SAMPLED_HOURS = 48
+FIXED = ("elevation", "population", "land_fraction", "domain_mask")
 
 
 def draw(store: Store) -> Path:
@@ -22,8 +22,10 @@ def draw(store: Store) -> Path:
     Returns:
         The PNG, beside the store.
     """
-    names = [(group, channel, v) for group in DYNAMIC_GROUPS for channel, v in enumerate(variables.GROUPS[group])]
-    figure, axes = plt.subplots(4, 4, figsize=(18, 13), layout="constrained")
+    held = store.contents
+    names = [(group, channel, v) for group in held.dynamic for channel, v in enumerate(held.groups[group])]
+    rows = -(-(len(names) + len(FIXED) + 1) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(18, 3.25 * rows), layout="constrained")
 
     def panel(axis: plt.Axes, values: np.ndarray, title: str) -> None:
         finite = values[np.isfinite(values)]
@@ -32,13 +34,13 @@ def draw(store: Store) -> Path:
         axis.set_title(title, fontsize=10)
         figure.colorbar(image, ax=axis, shrink=0.8)
 
-    means = {group: _mean(store, group) for group in DYNAMIC_GROUPS}
+    means = {group: _mean(store, group) for group in held.dynamic}
     for axis, (group, channel, variable) in zip(axes.flat, names, strict=False):
         panel(axis, means[group][channel], f"{variable.name} ({variable.units}), {SAMPLED_HOURS} hours")
-    for axis, name in zip(axes.flat[len(names) :], ("elevation", "population", "land_fraction", "domain_mask"), strict=False):
-        panel(axis, store.static[name], f"{name} ({variables.BY_NAME[name].units})")
+    for axis, name in zip(axes.flat[len(names) :], FIXED, strict=False):
+        panel(axis, store.static[name], f"{name} ({held.variable(name).units})")
     axis = axes.flat[-1]
-    for group in DYNAMIC_GROUPS:
+    for group in held.dynamic:
         axis.plot(store.times, 100 * store.missing[group].mean(1), label=group, linewidth=0.8)
     axis.set_title("missing cells (%)", fontsize=10)
     axis.tick_params(axis="x", rotation=30)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import DataError
-from data.store.layout import DYNAMIC_GROUPS, Store
+from data.store.layout import Store
 from data.store.reader import ShardReader
 
 
@@ -34,9 +34,9 @@ def measure(store: Store, samples: int, batch: int, lead_hours: int, seed: int =
     if not len(usable):
         raise DataError(f"{store.path} has no two analyses {lead_hours} h apart: choose another --lead-hours.")
     t = rng.choice(usable, samples)
-    readers = {group: ShardReader(store, group) for group in DYNAMIC_GROUPS}
+    readers = {group: ShardReader(store, group) for group in ("weather", "chemistry")}
     size = 4 * (np.prod(readers["weather"].shape) + 2 * np.prod(readers["chemistry"].shape))
-    files = sorted(f for group in DYNAMIC_GROUPS for f in (store.path / group / "c").rglob("*") if f.is_file())
+    files = sorted(f for group in readers for f in (store.path / group / "c").rglob("*") if f.is_file())
 
     def random_samples() -> float:
         for start in range(0, samples, batch):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data import DataError
-from data.variables import GROUP_OF, Variable
+from data.variables import Variable
 
 BINS = 4096
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -47,11 +47,6 @@ def moments(values: np.ndarray) -> Moments:
     return Moments(values.size, mean, float(exact @ exact))
 
 
-def is_logarithmic(variable: Variable) -> bool:
-    """Concentrations, which span orders of magnitude."""
-    return GROUP_OF[variable.name] == "chemistry"
-
-
 def measure(fields: np.ndarray, variable: Variable) -> dict[str, Any]:
     """What `merge` needs of (T, H, W) consecutive hours, NaN where missing; hour by hour, which stays in the cache."""
     plain, logarithmic, tendency = Moments(), Moments(), Moments()
@@ -66,7 +61,7 @@ def measure(fields: np.ndarray, variable: Variable) -> dict[str, Any]:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             plain.merge(moments(values))
             scaled = values
-            if is_logarithmic(variable):
+            if variable.is_logarithmic:
                 scaled = np.log(values + np.float32(1.0))
                 logarithmic.merge(moments(scaled))
             places = ((scaled - np.float32(start)) * np.float32(1.0 / width)).astype("i4")
@@ -110,7 +105,7 @@ def merge(parts: list[dict[str, Any]], variable: Variable) -> dict[str, float]:
     if plain.count:
         numbers |= {f"q{round(100 * q):02d}": min(max(_quantile(histogram, q, variable), low), high) for q in QUANTILES}
         numbers["tendency"] = tendency.std()
-        if is_logarithmic(variable):
+        if variable.is_logarithmic:
             numbers |= {"log_mean": logarithmic.mean, "log_std": logarithmic.std()}
     return numbers
 
@@ -118,7 +113,7 @@ def merge(parts: list[dict[str, Any]], variable: Variable) -> dict[str, float]:
 def _bins(variable: Variable) -> tuple[float, float]:
     """Start and width of the bins, in log(1 + x) where the variable is logarithmic."""
     ends = np.array([variable.valid_min, variable.valid_max])
-    if is_logarithmic(variable):
+    if variable.is_logarithmic:
         ends = np.log1p(ends)
     return float(ends[0]), float((ends[1] - ends[0]) / BINS)
 
@@ -131,7 +126,7 @@ def _quantile(histogram: np.ndarray, share: float, variable: Variable) -> float:
     place = int(np.clip(np.searchsorted(below, wanted, side="right") - 1, 0, BINS - 1))
     inside = (wanted - below[place]) / histogram[place] if histogram[place] else 0.0
     value = start + (place + inside) * width
-    return float(np.expm1(value)) if is_logarithmic(variable) else float(value)
+    return float(np.expm1(value)) if variable.is_logarithmic else float(value)
 
 
 def _as_list(m: Moments) -> list[float]:

@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from data import DataError, variables
+from data import DataError
 from data.store import statistics
 from data.store.layout import (
-    DYNAMIC_GROUPS,
     EPOCH,
     FORMAT,
     attributes_of,
+    contents_of,
     hash_of,
     partial_path,
     parts_path,
     shard_file,
     split_indices,
 )
+from data.variables import ALWAYS, BY_NAME, PUBLISHED, Contents, Variable
 
 
 def create(
@@ -40,6 +42,7 @@ def create(
     splits: dict[str, tuple[int, int]],
     shard_hours: int,
     provenance: dict[str, Any],
+    contents: Contents = PUBLISHED,
 ) -> None:
     """Write metadata, coordinates and static fields of a new store; dynamic blocks follow by `write_block`.
 
@@ -51,6 +54,7 @@ def create(
         DataError: the store exists, times are not hourly, splits overlap, or a static field is missing or impossible.
     """
     _require_possible(path, times, splits)
+    _require_usable(path, contents)
     _require_static(path, static, (len(lat), len(lon)))
     shutil.rmtree(parts_path(path), ignore_errors=True)
     root = zarr.open_group(partial_path(path), mode="w", zarr_format=3)
@@ -58,16 +62,19 @@ def create(
     write_array(root, "time", (times.astype("datetime64[h]") - EPOCH).astype("int32"), ("time",), **since)
     write_array(root, "lat", np.asarray(lat, "f8"), ("lat",), standard_name="latitude", units="degrees_north", axis="Y")
     write_array(root, "lon", np.asarray(lon, "f8"), ("lon",), standard_name="longitude", units="degrees_east", axis="X")
-    for group in variables.GROUPS:
-        _name_variables(root, group)
-    fields = np.stack([static[name] for name in variables.names("static")]).astype("f4")
+    for group, members in contents.groups.items():
+        _name_variables(root, group, members)
+    fields = np.stack([static[name] for name in contents.names("static")]).astype("f4")
     write_array(root, "static", fields, ("static_variable", "lat", "lon"), coordinates="static_units")
-    for group in DYNAMIC_GROUPS:
-        _create_dynamic(root, group, (len(times), len(lat), len(lon)), shard_hours)
+    for group in contents.dynamic:
+        shape = len(times), len(contents.groups[group]), len(lat), len(lon)
+        _create_dynamic(root, group, shape, shard_hours)
     described: dict[str, Any] = {
         "Conventions": "CF-1.11",
         "store_format": FORMAT,
         "shard_hours": shard_hours,
+        "variables": {group: contents.names(group) for group in contents.groups},
+        "definitions": {v.name: asdict(v) for members in contents.groups.values() for v in members if v.name not in BY_NAME},
         "provenance": provenance,
         "splits": {name: [str(times[a]), str(times[b - 1])] for name, (a, b) in splits.items()},
         "missing_values": "NaN; inputs are filled with the training mean, targets get zero weight",
@@ -92,12 +99,12 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
     expected = min(shard_hours, array.shape[0] - start)
     if start % shard_hours or len(block) != expected:
         raise DataError(f"{path}/{group}: a block must be one whole shard ({expected} hours at {start}).")
-    members = variables.GROUPS[group]
+    members = contents_of(root).groups[group]
     low, high = _extremes(block)
     for channel, variable in enumerate(members):
         where = f"{path} hours {start}..{start + len(block) - 1}"
         if not np.isnan(low[:, channel]).all():
-            _check_range(variable.name, float(np.nanmin(low[:, channel])), float(np.nanmax(high[:, channel])), where)
+            _check_range(variable, float(np.nanmin(low[:, channel])), float(np.nanmax(high[:, channel])), where)
     shard = start // shard_hours
     _shard_file(path, group, shard).unlink(missing_ok=True)  # or zarr would read it first, even where it is damaged
     array[start : start + len(block)] = block
@@ -149,8 +156,8 @@ def _extremes(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _check_range(name: str, low: float, high: float, where: str) -> None:
-    variable = variables.BY_NAME[name]
+def _check_range(variable: Variable, low: float, high: float, where: str) -> None:
+    name = variable.name
     if np.isinf(low) or np.isinf(high):
         raise DataError(f"{where}: '{name}' holds infinities. Missing values are NaN.")
     if low < variable.valid_min or high > variable.valid_max:
@@ -180,28 +187,33 @@ def _require_possible(path: Path, times: np.ndarray, splits: dict[str, tuple[int
         raise DataError(f"{path}: splits must include 'train', lie inside the data and not overlap: {splits}")
 
 
+def _require_usable(path: Path, contents: Contents) -> None:
+    contents.require(ALWAYS, str(path))
+    if not contents.groups["chemistry"]:
+        raise DataError(f"{path} would hold no pollutant; there would be nothing to forecast.")
+
+
 def _require_static(path: Path, static: dict[str, np.ndarray], shape: tuple[int, int]) -> None:
-    expected = variables.names("static")
+    expected = PUBLISHED.names("static")
     if sorted(static) != sorted(expected):
         raise DataError(f"{path}: static fields must be {expected}, got {sorted(static)}.")
     for name, field in static.items():
-        _check_range(name, float(np.nanmin(field)), float(np.nanmax(field)), where=str(path))
+        _check_range(BY_NAME[name], float(np.nanmin(field)), float(np.nanmax(field)), where=str(path))
         if field.shape != shape or not np.isfinite(field).all():
             raise DataError(f"{path}: static field '{name}' must be finite with shape {shape}, got {field.shape}.")
 
 
-def _name_variables(root: zarr.Group, group: str) -> None:
+def _name_variables(root: zarr.Group, group: str, members: tuple[Variable, ...]) -> None:
     """Coordinates that say what the variables of a group are."""
-    members, dim = variables.GROUPS[group], f"{group}_variable"
+    dim = f"{group}_variable"
     write_array(root, dim, np.array([v.name for v in members], object), (dim,), long_name=f"{group} variable")
     for kind in ("units", "standard_name", "long_name"):
         values = np.array([getattr(v, kind) for v in members], object)
         write_array(root, f"{group}_{kind}", values, (dim,), long_name=f"{kind} of the {group} variables")
 
 
-def _create_dynamic(root: zarr.Group, group: str, shape: tuple[int, int, int], shard_hours: int) -> None:
-    hours, rows, cols = shape
-    channels = len(variables.GROUPS[group])
+def _create_dynamic(root: zarr.Group, group: str, shape: tuple[int, int, int, int], shard_hours: int) -> None:
+    hours, channels, rows, cols = shape
     array = root.create_array(
         group,
         shape=(hours, channels, rows, cols),

@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from data import variables
 from data.synthetic.recipe import Recipe
+from data.variables import PUBLISHED
 
 EARTH_RADIUS = 6.371e6  # m
-SPECIES = variables.names("chemistry")
+SPECIES = PUBLISHED.names("chemistry")
 # ug m-3: air that flows in over the boundary, and what deposition relaxes to.
 BACKGROUND = dict(zip(SPECIES, (10.0, 18.0, 2.0, 3.0, 120.0, 70.0), strict=True))
 # ug m-3 h-1 in the densest cities, before the diurnal cycle.

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from data import DataError, variables
+from data import DataError
 from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
 from data.wind_scan.orders import NO_WIND, Geometry, beyond_the_domain, geometry_of, invert, order_along_wind, sector_codes
@@ -241,7 +241,7 @@ def _sectors_of(store: Store, regions: tuple[int, int], sectors: int) -> np.ndar
     from rich.progress import track
 
     reader, step = ShardReader(store, "weather"), store.shard_hours
-    u, v = variables.CHANNEL_OF["u"], variables.CHANNEL_OF["v"]
+    u, v = store.contents.channel("u"), store.contents.channel("v")
     codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
     for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
         block = reader.read(np.arange(start, min(start + step, len(codes))))

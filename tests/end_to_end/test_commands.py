@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data import __main__ as data_commands
 from data.store.opening import open_store
-from data.variables import CHANNEL_OF
+from data.variables import PUBLISHED
 from tests.launching import losses, module, run, tiny_config, train
 from trainer import __main__ as trainer_commands
 from trainer.config_file import load
@@ -87,7 +87,7 @@ def test_evaluation_agrees_with_numpy_on_persistence(trained: Path) -> None:
     for name in ("pm25", "o3"):
         for lead in (6, 12):
             t = np.arange(first, last - lead)
-            field = chemistry[:, CHANNEL_OF[name]]
+            field = chemistry[:, PUBLISHED.channel(name)]
             error = field[t] - field[t + lead]
             weight = np.where(np.isfinite(error), area, 0.0)
             rmse = np.sqrt((weight * np.nan_to_num(error) ** 2).sum() / weight.sum())

@@ -124,7 +124,7 @@ def test_caqra_values_agree_with_an_independent_computation(raw: Path, caqra: Pa
         valid = np.isfinite(field)
         truth = weights @ np.where(valid, field, 0.0) / (weights @ valid) * (1000.0 if name == "co" else 1.0)
         truth[weights @ valid < 0.5] = np.nan
-        group = variables.GROUP_OF[name]
+        group = variables.PUBLISHED.group(name)
         ours = opened[group].sel(time=when, **{f"{group}_variable": name})
         np.testing.assert_allclose(ours.to_numpy().ravel(), truth, rtol=1e-5, atol=1e-5)
         assert str(ours[f"{group}_units"].values) == variables.BY_NAME[name].units
@@ -186,7 +186,7 @@ def test_cams_values_agree_with_an_independent_computation(raw: Path, tmp_path: 
     opened = xr.open_zarr(out)
     for name, field in truth.items():
         expected = field.interp(latitude=target.lat, longitude=target.lon, method="linear").to_numpy()
-        group = variables.GROUP_OF[name]
+        group = variables.PUBLISHED.group(name)
         ours = opened[group].sel({f"{group}_variable": name}).to_numpy()
         np.testing.assert_allclose(ours[::3], expected, rtol=1e-5)
         assert np.isnan(ours[1::3]).all()
@@ -262,12 +262,12 @@ def test_a_generic_source_is_mapped_by_a_file(raw: Path, tmp_path: Path) -> None
     lines = [f"{name}: {{name: {spelt}}}" for name, spelt in {"u": "U", "v": "V", "temp": "T", "rh": "R", "psfc": "P"}.items()]
     lines += ["pm25: {name: fine, units: mg/m3}", *(f"{name}: {{name: {name}}}" for name in ("pm10", "so2", "no2", "co", "o3"))]
     (tmp_path / "map.yaml").write_text("\n".join(lines))
-    ours = plan(raw, tmp_path / "a.nc", source="generic", fields=spellings.read_map(tmp_path / "map.yaml"))
+    ours = plan(raw, tmp_path / "a.nc", source="generic", fields=spellings.fields_of("generic", tmp_path / "map.yaml", ()))
     stages.prepare(tmp_path / "g.zarr", ours, workers=1)
     assert 5.0 < open_store(tmp_path / "g.zarr").statistics["pm25"]["mean"] < 150.0
     (tmp_path / "map.yaml").write_text("\n".join(lines[1:]))
     with pytest.raises(DataError, match="nothing is given for u"):
-        spellings.read_map(tmp_path / "map.yaml")
+        spellings.fields_of("generic", tmp_path / "map.yaml", ())
 
 
 def copied(raw: Path, folder: Path) -> Path:

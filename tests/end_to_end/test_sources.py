@@ -21,7 +21,7 @@ from data.prepare.sources.units import conversion, mass_mixing_ratio
 from data.store.layout import Store
 from data.store.opening import open_store
 from data.store.reader import ShardReader
-from data.variables import CHANNEL_OF, GROUP_OF, GROUPS
+from data.variables import PUBLISHED
 from data.wind_scan.cache import open_cache
 from tests.reanalysis import lambert
 
@@ -82,8 +82,8 @@ def values_agree(store: Store | None, least: float = 0.4) -> bool:
     wrong = []
     for group in ("weather", "chemistry"):
         fields = ShardReader(store, group).read(np.arange(len(hours)))
-        for variable in GROUPS[group]:
-            found, wanted = fields[:, CHANNEL_OF[variable.name]], truth(variable.name, lat, lon, hours)
+        for variable in PUBLISHED.groups[group]:
+            found, wanted = fields[:, PUBLISHED.channel(variable.name)], truth(variable.name, lat, lon, hours)
             error = np.abs(found - wanted) / (np.abs(wanted) + 1)
             if not np.nanmax(error) < 2e-3 or np.isfinite(found).mean() < least:
                 wrong.append((variable.name, float(np.nanmax(error)), float(np.isfinite(found).mean())))
@@ -447,7 +447,7 @@ def test_a_real_extreme_is_refused_until_it_is_judged(
     assert "--clip pm25 or --mask-beyond pm25" in capsys.readouterr().err
     store = prepare("generic", tmp_path / "t.zarr", *plain, *static, option, "pm25")
     assert store
-    field = ShardReader(store, GROUP_OF["pm25"]).read(np.array([5]))[0, CHANNEL_OF["pm25"]]
+    field = ShardReader(store, "chemistry").read(np.array([5]))[0, PUBLISHED.channel("pm25")]
     assert np.nanmax(field) <= 5000.0
     assert np.array_equal(field[3, 4], expected, equal_nan=True)
 

@@ -220,12 +220,12 @@ def test_f43_one_missing_pixel_stays_one_missing_pixel(tiny: Store) -> None:
     """One NaN made the whole output NaN: a missing input is the training mean, a missing target has no weight."""
     index = index_samples(tiny, "train", [12], None, "none", 1)
     batch = next(Stream(tiny, index, None, "none", 0, 128, False).training(0, 2, 1, 1, 0))
-    batch.weather.nan_to_num_()
-    for tensor in (batch.chemistry, batch.target):
+    batch.fields["weather"].nan_to_num_()
+    for tensor in (batch.fields["chemistry"], batch.target):
         tensor.copy_(torch.where(torch.isnan(tensor), 5.0, tensor))
     normalizer = Normalizer(tiny, list(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
     complete = normalizer(batch)
-    batch.chemistry[0, 0, 3, 4] = torch.nan
+    batch.fields["chemistry"][0, 0, 3, 4] = torch.nan
     batch.target[1, 2, 8, 9] = torch.nan
     example = normalizer(batch)
     assert torch.isfinite(example.inputs).all()

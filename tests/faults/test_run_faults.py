@@ -68,7 +68,9 @@ def test_wrong_grid_names_both(config: Path) -> None:
 
 
 def test_unknown_variable_is_named(config: Path) -> None:
-    assert "unknown variable 'pm2_5'. Did you mean 'pm25'?" in refused("data.targets=[pm2_5]", config=config)
+    assert "unknown variable 'pm2_5'. Did you mean 'pm25'?" in refused(
+        "data.inputs=[u, v, pm2_5, pm25]", "data.targets=[pm25]", config=config
+    )
 
 
 def test_f08_unexpected_starting_loss_is_refused_before_step_1(config: Path) -> None:

@@ -17,7 +17,7 @@ from data.batch import Normalizer
 from data.samples import SampleIndex, index_samples, positions_of_rank, step_start
 from data.store.layout import Store
 from data.stream import Stream
-from data.variables import CHANNEL_OF, MODEL_INPUTS, MODEL_TARGETS
+from data.variables import MODEL_INPUTS, MODEL_TARGETS, PUBLISHED
 from data.wind_scan.cache import ScanCache
 
 
@@ -73,8 +73,8 @@ def test_batches_hold_what_the_store_holds(tiny: Store, tiny_scan: ScanCache) ->
         for batch, positions in zip(batches, plan, strict=False):
             numbers = index.shuffled(positions)
             t, lead = index.t[numbers], index.lead[numbers]
-            np.testing.assert_array_equal(batch.weather.numpy(), weather[t])
-            np.testing.assert_array_equal(batch.chemistry.numpy(), chemistry[t])
+            np.testing.assert_array_equal(batch.fields["weather"].numpy(), weather[t])
+            np.testing.assert_array_equal(batch.fields["chemistry"].numpy(), chemistry[t])
             np.testing.assert_array_equal(batch.target.numpy(), chemistry[t + lead])
             np.testing.assert_array_equal(batch.lead_hours.numpy(), lead)
             np.testing.assert_array_equal(batch.rank.numpy(), tiny_scan.ranks("regional", t))
@@ -117,8 +117,8 @@ def test_normalisation_weights_and_units(tiny: Store) -> None:
         if name in tiny.static:
             raw = torch.from_numpy(tiny.static[name]).expand(4, -1, -1)
         else:
-            source = batch.chemistry if name in MODEL_TARGETS else batch.weather
-            raw = source[:, CHANNEL_OF[name]]
+            source = batch.fields["chemistry" if name in MODEL_TARGETS else "weather"]
+            raw = source[:, PUBLISHED.channel(name)]
         expected = ((raw.double() - s["mean"]) / s["std"]).nan_to_num(0.0)
         torch.testing.assert_close(example.inputs[:, channel].double(), expected, atol=1e-4, rtol=1e-4)
     known = torch.isfinite(batch.target)

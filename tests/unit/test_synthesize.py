@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import zarr
 
-from data import DataError, variables
+from data import DataError
 from data.store.layout import Store
 from data.synthetic.atmosphere import BACKGROUND, SPECIES, Atmosphere
 from data.synthetic.recipe import Recipe
 from data.synthetic.synthesize import load_static, synthesize
+from data.variables import PUBLISHED
 
 RECIPE = Recipe(rows=32, cols=64, seed=1)
 
@@ -86,10 +87,10 @@ def test_fields_have_the_units_and_cycles_of_the_real_ones(tiny: Store) -> None:
     cities = tiny.static["population"] > np.quantile(tiny.static["population"], 0.95)
     ocean = tiny.static["land_fraction"] < 0.01
     for name in ("pm25", "no2", "so2", "co"):
-        channel = variables.CHANNEL_OF[name]
+        channel = PUBLISHED.channel(name)
         assert np.nanmean(fields[:, channel][:, cities]) > 2 * np.nanmean(fields[:, channel][:, ocean])
     hour = (np.arange(len(fields)) + 8) % 24  # local solar time near 120 E
-    o3 = fields[:, variables.CHANNEL_OF["o3"]][:, cities]
+    o3 = fields[:, PUBLISHED.channel("o3")][:, cities]
     assert np.nanmean(o3[(hour >= 13) & (hour <= 16)]) > np.nanmean(o3[(hour >= 3) & (hour <= 6)])
     assert np.corrcoef(weather[:, 4].mean(0).ravel(), tiny.static["elevation"].ravel())[0, 1] < -0.95
     assert list(BACKGROUND) == SPECIES

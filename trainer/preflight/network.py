@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data import variables
 from data.store.layout import hash_of, shard_file
 from trainer.checkpoint import saving, state, store
 from trainer.checkpoint.manifest import Progress
@@ -60,9 +59,10 @@ def check_statistics(subject: Subject) -> str:
         mean, std = float(fields[:, channel].mean()), float(fields[:, channel].std())
         if abs(mean) > 1.5 or not 0.2 < std < 4.0:
             strange.append(f"{name}: normalised mean {mean:+.2f}, deviation {std:.2f}")
-        typical, own = variables.BY_NAME[name].typical, dataset.store.statistics[name]["mean"]
+        variable, own = dataset.store.contents.variable(name), dataset.store.statistics[name]["mean"]
+        typical = variable.typical
         if typical is not None and not 0.3 * typical[0] <= own <= 3.0 * typical[1]:
-            strange.append(f"{name}: mean {own:.4g} {variables.BY_NAME[name].units}, usual {typical[0]:g} .. {typical[1]:g}")
+            strange.append(f"{name}: mean {own:.4g} {variable.units}, usual {typical[0]:g} .. {typical[1]:g}")
     if strange:
         raise Failed("; ".join(strange), "the statistics are not of this data, or a unit is wrong: prepare the store again")
     return f"{len(dataset.normalizer.inputs)} inputs have about mean 0 and deviation 1"

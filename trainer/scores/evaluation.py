@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from data.variables import BY_NAME
+from data.variables import Variable
 from trainer.forecaster import Forecaster
 from trainer.scores.errors import ErrorSums, normalised_loss
 from trainer.scores.scoring import score
@@ -37,18 +37,18 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
         "period": [str(times[index.t.min()]), str(times[index.t.max()])],
         "loss": normalised_loss(sums, dataset.normalizer),
         "baseline": "persistence",
-        "scores": _by_pollutant(sums, dataset.normalizer.targets),
+        "scores": _by_pollutant(sums, [dataset.store.contents.variable(name) for name in dataset.normalizer.targets]),
     }
 
 
-def _by_pollutant(sums: ErrorSums, targets: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+def _by_pollutant(sums: ErrorSums, targets: list[Variable]) -> dict[str, dict[str, dict[str, Any]]]:
     table = sums.table()
     scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for row, name in enumerate(targets):
-        scores[name] = {}
+    for row, variable in enumerate(targets):
+        scores[variable.name] = {}
         for column, lead in enumerate(sums.lead_hours):
             numbers = {kind: _number(values[row, column]) for kind, values in table.items()}
-            scores[name][f"{lead}h"] = {"units": BY_NAME[name].units, **numbers}
+            scores[variable.name][f"{lead}h"] = {"units": variable.units, **numbers}
     return scores
 
 

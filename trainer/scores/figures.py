@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from data import DataError
-from data.variables import BY_NAME
 from trainer.forecaster import Forecaster, forecast
 
 matplotlib.use("Agg")
@@ -97,10 +96,13 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
     for row, name in enumerate(targets):
         shown = np.concatenate([before[row], truth[row]])
         low, high = np.nanquantile(shown, [0.02, 0.995])
+        held = forecaster.dataset.store.contents
         norm = LogNorm(max(low, 1e-3 * high), high) if name in SKEWED else Normalize(low, high)
         for column, field in enumerate((before[row], truth[row], predicted[row])):
             image = _draw(panels[row, column], forecaster, field, aspect, norm=norm, cmap="viridis")
-        figure.colorbar(image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({BY_NAME[name].units})")
+        figure.colorbar(
+            image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({held.variable(name).units})"
+        )
         difference = predicted[row] - truth[row]
         span = np.nanquantile(np.abs(difference), 0.99)
         image = _draw(panels[row, 3], forecaster, difference, aspect, norm=Normalize(-span, span), cmap="RdBu_r")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import xarray as xr
 from torch import Tensor
 
-from data.variables import BY_NAME
 from trainer.forecaster import Forecaster
 
 
@@ -20,7 +19,8 @@ def to_dataset(forecaster: Forecaster, hour: int, lead_hours: list[int], fields:
     }
     variables = {}
     for channel, name in enumerate(forecaster.dataset.normalizer.targets):
-        about = {"units": BY_NAME[name].units, "standard_name": BY_NAME[name].standard_name}
+        variable = store.contents.variable(name)
+        about = {"units": variable.units, "standard_name": variable.standard_name}
         variables[name] = (("lead_time", "lat", "lon"), fields[:, channel].cpu().numpy(), about)
     attributes = {"Conventions": "CF-1.11", "source": f"{forecaster.checkpoint}, step {forecaster.manifest.step}"}
     attributes |= {f"{name}_fingerprint": value for name, value in forecaster.dataset.fingerprints().items()}

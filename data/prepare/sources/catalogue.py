@@ -20,9 +20,10 @@ from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.headers import Header, read_header
-from data.prepare.sources.spellings import DEW_POINT, Named
+from data.prepare.sources.spellings import DEW_POINT, Named, read_as
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
+from data.variables import Variable, restored
 
 MANY = 100  # files, from which on a bar shows how far it is
 SAME_GRID = 1e-3  # degrees; files of one product differ by rounding
@@ -42,6 +43,7 @@ class Catalogue:
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
     clock: Clock = DEFAULT_CLOCK  # how the hours were read
     by_air: bool = False  # whether files state mixing ratios, which take the air's density
+    defined: tuple[Variable, ...] = ()  # variables that the user has defined
 
     @cached_property
     def span(self) -> tuple[np.datetime64, np.datetime64]:
@@ -74,6 +76,7 @@ class Catalogue:
             "grid_of": self.grid_of,
             "clock": asdict(self.clock),
             "by_air": self.by_air,
+            "defined": [asdict(variable) for variable in self.defined],
         }
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
         tables |= {f"lat/{number}": grid.lat for number, grid in enumerate(self.grids)}
@@ -97,16 +100,23 @@ def load_catalogue(path: Path) -> Catalogue:
         hours, file_of, place_of = columns
         files, grid_of = [Path(f) for f in about["files"]], about["grid_of"]
         grids = [Grid(file[f"lat/{number}"], file[f"lon/{number}"]) for number in range(max(grid_of.values()) + 1)]
-        return Catalogue(fields, files, grids, grid_of, dims, hours, file_of, place_of, clock, about["by_air"])
+        defined = tuple(restored(own) for own in about["defined"])
+        return Catalogue(fields, files, grids, grid_of, dims, hours, file_of, place_of, clock, about["by_air"], defined)
 
 
-def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK, workers: int = 1) -> Catalogue:
+def make_catalogue(
+    fields: dict[str, Named],
+    files: list[Path],
+    clock: Clock = DEFAULT_CLOCK,
+    workers: int = 1,
+    defined: tuple[Variable, ...] = (),
+) -> Catalogue:
     """Look into every file's header: which fields, which hours, which grid. Weather may be on another grid than pollutants.
 
     Raises:
         DataError: a file cannot be read, the grids of one field differ, a field is in no file, or an hour is in two places.
     """
-    found = _Found(fields, files, clock)
+    found = _Found(fields, files, clock, read_as(defined))
     few = len(files) < MANY
     headers = map(read_header, files) if few or workers == 1 else _headers(files, workers)
     shown = track(headers, "looking into files", total=len(files), console=Console(stderr=True), disable=few)
@@ -117,13 +127,13 @@ def make_catalogue(fields: dict[str, Named], files: list[Path], clock: Clock = D
         wanted = "; ".join(f"{name} ({', '.join(fields[name].spellings)})" for name in absent)
         raise DataError(
             f"none of the {len(files)} files holds: {wanted}. Add the files that do, or map the names your files "
-            "use with `generic --map`."
+            "use with --map FILE, in which a line `NAME:` leaves a variable out."
         )
     columns = {name: found.columns(name) for name in fields}
     hours_by_name, file_of, place_of = ({name: column[i] for name, column in columns.items()} for i in range(3))
-    found.require_humidity_on_one_grid()
+    found.require_air()
     own = found.grids, found.grid_of, found.dims
-    return Catalogue(fields, files, *own, hours_by_name, file_of, place_of, clock, found.by_air)
+    return Catalogue(fields, files, *own, hours_by_name, file_of, place_of, clock, found.by_air, defined)
 
 
 def _headers(files: list[Path], workers: int) -> Iterator[Header | None]:
@@ -135,8 +145,8 @@ def _headers(files: list[Path], workers: int) -> Iterator[Header | None]:
 class _Found:
     """What has been found so far, file by file."""
 
-    def __init__(self, fields: dict[str, Named], files: list[Path], clock: Clock) -> None:
-        self.fields, self.files, self.clock = fields, files, clock
+    def __init__(self, fields: dict[str, Named], files: list[Path], clock: Clock, become: dict[str, Variable]) -> None:
+        self.fields, self.files, self.clock, self.become = fields, files, clock, become
         self.grids: list[Grid] = []
         self.grid_of: dict[str, int] = {}
         self.dims: dict[str, Dimensions] = {}
@@ -170,7 +180,7 @@ class _Found:
         known: dict[tuple[Hashable, ...], Dimensions] = {}
         kind = {}
         for name, spelt in present.items():
-            self.by_air |= require_known_unit(self.fields[name], dataset[spelt], name, path)
+            self.by_air |= require_known_unit(self.fields[name], dataset[spelt], name, self.become[name].units, path)
             axes = dataset[spelt].dims
             known[axes] = known.get(axes) or dimensions_of(dataset, spelt, path)
             dims = kind[name] = known[axes]
@@ -198,7 +208,11 @@ class _Found:
                 raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
         return tuple(np.array(column) for column in zip(*places, strict=True))
 
-    def require_humidity_on_one_grid(self) -> None:
+    def require_air(self) -> None:
+        """What is converted with the air's pressure, temperature and dew point has those."""
+        absent = [name for name in ("temp", "psfc") if name not in self.fields]
+        if absent and (self.by_air or DEW_POINT in self.fields):
+            raise DataError(f"mixing ratios and dew points are converted with {', '.join(absent)}, which the store leaves out.")
         if DEW_POINT in self.fields and self.grid_of[DEW_POINT] != self.grid_of["temp"]:
             raise DataError("the dew point is on another grid than 'temp': take both from one product, or map `rh`.")
 

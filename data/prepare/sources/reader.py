@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from data import DataError, variables
+from data import DataError
 from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.files import decoded, opened, spelling
-from data.prepare.sources.spellings import DEW_POINT
+from data.prepare.sources.spellings import DEW_POINT, read_as
 from data.prepare.sources.times import at_places
 from data.prepare.sources.units import (
     LIKELY,
-    canonical_of,
     concentration,
     conversion,
     mass_mixing_ratio,
     relative_humidity,
     units_of,
 )
+from data.variables import Variable
 
 AIR = ("temp", "psfc", DEW_POINT)  # what other fields of the same hours are converted with
 
@@ -41,6 +41,7 @@ class Reader:
             winds: "earth", or "grid" where u and v lie along the axes of their grid.
         """
         self.catalogue, self.first, self.count, self.regridders = catalogue, first, count, regridders
+        self.become = read_as(catalogue.defined)
         self.bytes_read = 0
         self.winds = winds
         self._along_grid: dict[str, np.ndarray] = {}  # u and v, (count, H, W) on the source's grid
@@ -48,7 +49,7 @@ class Reader:
         self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's
 
     def read(self) -> dict[str, np.ndarray]:
-        """(count, h, w) float32 of every variable that any of the hours has, in the units of variables.py, NaN where missing.
+        """(count, h, w) float32 of every variable that any of the hours has, in the units of the store, NaN where missing.
 
         Raises:
             DataError: a file is damaged, its unit is unknown, or its values fit another unit.
@@ -108,7 +109,7 @@ class Reader:
             values = concentration(values, *self._air_of(self._air, self._grid(name).shape, slots))
         elif late:
             values = concentration(regridder(values), *self._air_of(self._fields, regridder.shape, slots))
-        _clear_packing(name, values)
+        _clear_packing(self.become[name], values)
         return values if late else regridder(values)
 
     def _air_of(self, fields: dict[str, np.ndarray], shape: tuple[int, int], slots: np.ndarray) -> list[np.ndarray]:
@@ -130,7 +131,7 @@ class Reader:
         spelt = spelling(dataset, named)
         assert spelt is not None
         array = dataset[spelt]
-        units, canonical = units_of(named, array), canonical_of(name)
+        units, canonical = units_of(named, array), self.become[name].units
         level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
         array = at_places(array.isel(dict.fromkeys(level, named.level)), dims, places)
         extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
@@ -148,7 +149,7 @@ class Reader:
         return values, ratio is not None
 
     def _require_usual(self, name: str, values: np.ndarray) -> None:
-        variable = variables.BY_NAME[name]
+        variable = self.become[name]
         sample = values[:: max(1, len(values) // 8)]
         sample = sample[np.isfinite(sample)]
         if variable.typical is None or sample.size < 100:
@@ -165,11 +166,11 @@ class Reader:
 
     def _fitting(self, name: str, median: float) -> list[str]:
         """Units in which the files' numbers would be usual ones."""
-        variable, taken_for = variables.BY_NAME[name], self.catalogue.fields[name].units
+        variable, taken_for = self.become[name], self.catalogue.fields[name].units
         assert variable.typical is not None
         low, high = variable.typical
         fits = []
-        for units in LIKELY[variable.units]:
+        for units in LIKELY.get(variable.units, ()):
             factor, offset = conversion(units, variable.units, name)
             if low <= median * factor + offset <= high:
                 fits.append(f"{units} (factor {factor:g}{f', then + {offset:g}' if offset else ''})")
@@ -180,8 +181,7 @@ class Reader:
         return fits
 
 
-def _clear_packing(name: str, values: np.ndarray) -> None:
+def _clear_packing(variable: Variable, values: np.ndarray) -> None:
     """Numbers just below zero come from packing to 16 bits."""
-    variable = None if name == DEW_POINT else variables.BY_NAME[name]
-    if variable is not None and variable.typical is not None and variable.valid_min == 0.0:
+    if variable.typical is not None and variable.valid_min == 0.0:
         values[(values < 0.0) & (values > -1e-2 * variable.typical[0])] = 0.0

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data import DataError, variables
+from data import DataError
 from data.strict import parse_yaml
+from data.variables import ALWAYS, BY_NAME, PUBLISHED, Contents, Variable
 
 DEW_POINT = "dew_point"  # read where a source has no relative humidity
 
@@ -70,29 +72,80 @@ SOURCES: dict[str, dict[str, Named]] = {
 NAME_ZONES = {"caqra": 8.0}
 
 
-def read_map(path: Path) -> dict[str, Named]:
-    """The fields of a `generic` source from YAML: our name -> {name: file's name, units: overrule those of the file}.
+def fields_of(source: str, path: Path | None, defined: tuple[Variable, ...]) -> dict[str, Named]:
+    """What is read: the fields of a source, changed and completed by the lines of a map; and what the user has defined.
+
+    Args:
+        path: YAML, our name -> {name: file's name, units: overrule those of the file, level: one of several}, or nothing
+            after the colon to leave the source's field out. The source `generic` has no fields of its own.
 
     Raises:
-        DataError: a name that is not ours, or a variable that nothing gives.
+        DataError: a name that is not known here, a line that says nothing, or no wind or no pollutant is left.
     """
+    fields = dict(SOURCES.get(source, {}))
+    fields |= {variable.name: Named((variable.name,), variable.units) for variable in defined}
+    own = read_as(defined)
+    tree = {} if path is None else _mapping(path, "write one line a variable, as  pm25: {name: PM2.5, units: ug/m3}")
+    Contents({"": tuple(own.values())}).require(tree, str(path))
+    for name, entry in tree.items():
+        if entry is None and name in fields:
+            del fields[name]
+            continue
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise DataError(
+                f"{path}: '{name}' says nothing: write  {name}: {{name: NAME_IN_THE_FILES, units: {own[name].units}}}"
+            )
+        fields[name] = Named(
+            (str(entry["name"]),), str(entry.get("units", own[name].units)), "units" in entry, entry.get("level")
+        )
+        if name == "rh":
+            fields.pop(DEW_POINT, None)
+    static = [name for name in fields if name in PUBLISHED.names("static")]
+    if static:
+        raise DataError(f"{path}: '{static[0]}' has no time; such fields come with --elevation, --population and --land-mask.")
+    absent = [name for name in ALWAYS if name not in fields]
+    if absent:
+        raise DataError(f"{path}: nothing is given for {', '.join(absent)}; the wind is always needed.")
+    return fields
+
+
+def read_as(defined: tuple[Variable, ...]) -> dict[str, Variable]:
+    """What the fields of files become, by name."""
+    dew_point = Variable(DEW_POINT, "K", "dew point at 2 m", "dew_point_temperature", 150.0, 340.0)
+    return BY_NAME | {variable.name: variable for variable in (*defined, dew_point)}
+
+
+def read_variables(path: Path) -> tuple[Variable, ...]:
+    """Variables that a user defines, from YAML: name -> {units, range, group, long_name, standard_name, typical}.
+
+    Raises:
+        DataError: a line lacks its units or range, or has a name that is known already.
+    """
+    example = "write one line a variable, as  dust: {units: ug m-3, range: [0, 20000], group: chemistry}"
+    found = []
+    for name, about in _mapping(path, example).items():
+        known = {"units", "range", "group", "long_name", "standard_name", "typical"}
+        if not isinstance(about, dict) or not {"units", "range"} <= set(about) <= known:
+            raise DataError(f"{path}: '{name}' needs units and range, and may have {', '.join(sorted(known))}: {example}")
+        if name in BY_NAME:
+            raise DataError(f"{path}: '{name}' is known already, in {BY_NAME[name].units}; to read it, add it to --map.")
+        (low, high), typical = about["range"], about.get("typical")
+        group = str(about.get("group", "own"))
+        if group == "static" or not group.isidentifier():
+            raise DataError(
+                f"{path}: '{name}' cannot be in the group '{group}': use weather, chemistry, or a name of your own."
+            )
+        description = str(about.get("long_name", name)), str(about.get("standard_name", ""))
+        usual = None if typical is None else (float(typical[0]), float(typical[1]))
+        found.append(Variable(name, str(about["units"]), *description, float(low), float(high), usual, group))
+    return tuple(found)
+
+
+def _mapping(path: Path, example: str) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text ({error}).") from error
-    if not isinstance(tree, dict) or not all(isinstance(entry, dict) and "name" in entry for entry in tree.values()):
-        raise DataError(f"{path}: write one line a variable, as  pm25: {{name: PM2.5, units: ug/m3}}")
-    variables.require_known([name for name in tree if name != DEW_POINT])
-    absent = [name for name in needed() if name not in tree and not (name == "rh" and DEW_POINT in tree)]
-    if absent:
-        raise DataError(f"{path}: nothing is given for {', '.join(absent)}.")
-    own = {name: variables.BY_NAME[name].units for name in needed()} | {DEW_POINT: "K"}
-    return {
-        name: Named((str(entry["name"]),), str(entry.get("units", own[name])), "units" in entry, entry.get("level"))
-        for name, entry in tree.items()
-    }
-
-
-def needed() -> list[str]:
-    """The variables that a store reads from files hour by hour."""
-    return [*variables.names("weather"), *variables.names("chemistry")]
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: {example}")
+    return tree

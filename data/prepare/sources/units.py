@@ -11,13 +11,13 @@ import pint
 import xarray as xr
 from cf_xarray.units import units as REGISTRY
 
-from data import DataError, variables
-from data.prepare.sources.spellings import DEW_POINT, Named
+from data import DataError
+from data.prepare.sources.spellings import Named
 
 GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
 KELVIN = 273.15
 MOLAR_MASS_OF_AIR = 28.9647  # g mol-1
-MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.010, "o3": 47.998}  # g mol-1
+MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.010, "o3": 47.998, "nh3": 17.031}  # g mol-1
 # What a wrong unit most often is, beside ours.
 LIKELY = {"ug m-3": ("mg m-3", "g m-3", "kg m-3"), "K": ("degC",), "%": ("1",), "Pa": ("hPa", "kPa"), "m s-1": ("km h-1",)}
 SPELLINGS = {"mb": "millibar", "mbar": "millibar", "(0 - 1)": "1", "(0-1)": "1", "0-1": "1", "0 - 1": "1", "fraction": "1"}
@@ -35,7 +35,7 @@ def conversion(units: str, canonical: str, where: str) -> tuple[float, float]:
     try:
         zero, one = (_in_canonical(number, _spelt(units), canonical) for number in (0.0, 1.0))
     except NOT_A_UNIT as error:
-        known = ", ".join((canonical, *LIKELY[canonical]))
+        known = ", ".join((canonical, *LIKELY.get(canonical, ())))
         raise DataError(f"{where} is in '{units}', which cannot be turned into {canonical}: usual are {known}.") from error
     return one - zero, zero
 
@@ -70,9 +70,9 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
     return np.float32(100.0) * np.exp(exponent(dew_point) - exponent(temp))
 
 
-def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path) -> bool:
+def require_known_unit(named: Named, array: xr.DataArray, name: str, canonical: str, path: Path) -> bool:
     """Before the first shard, not at the one that first needs it; whether it is a mixing ratio."""
-    canonical, units = canonical_of(name), units_of(named, array)
+    units = units_of(named, array)
     if canonical == "ug m-3" and mass_mixing_ratio(units, name) is not None:
         return True
     conversion(units, canonical, f"{path}: '{array.name}'")
@@ -81,10 +81,6 @@ def require_known_unit(named: Named, array: xr.DataArray, name: str, path: Path)
 
 def units_of(named: Named, array: xr.DataArray) -> str:
     return named.units if named.stated else str(array.attrs.get("units") or named.units)
-
-
-def canonical_of(name: str) -> str:
-    return "K" if name == DEW_POINT else variables.BY_NAME[name].units
 
 
 def _spelt(units: str) -> str:
