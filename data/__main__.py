@@ -13,6 +13,7 @@ COMMANDS = {
     "wind-scan import-pickle": Command("data.commands.import_pickle", "turn a wind cache of the old code into one of ours"),
     "wind-scan compare": Command("data.commands.compare_scans", "count the orders in which two wind caches differ"),
     "inspect": Command("data.commands.inspect", "print what a store holds"),
+    "statistics": Command("data.commands.statistics", "measure a store over a training split that a run chooses itself"),
     "verify": Command("data.commands.verify", "check every shard of a store against its recorded hash"),
     "benchmark": Command("data.commands.benchmark", "measure how fast a store is read here"),
 }

@@ -65,26 +65,28 @@ def index_samples(
 ) -> SampleIndex:
     """All (t, h) with t and t + h inside the split, both present in the data, and a known wind at t.
 
+    So no target of one split lies in another, nor in what is left out between them.
+
     Args:
         groups: what is read at t.
 
     Raises:
         DataError: no sample is left.
     """
-    first, last = store.split(split)
+    inside = store.inside(split)
     present = {group: np.less(store.missing[group], 1.0).any(axis=1) for group in {*groups, "chemistry"}}
     usable = np.logical_and.reduce([present[group] for group in groups])
     if scan is not None:
         usable &= scan.usable(mode)
     pairs = []
     for lead in lead_hours:
-        t = np.arange(first, max(first, last - lead))
+        t = np.flatnonzero(inside[: max(0, len(inside) - lead)] & inside[lead:])
         t = t[np.logical_and(usable[t], present["chemistry"][t + lead])]
         pairs.append((t, np.full(len(t), lead)))
     t, lead_of = (np.concatenate(column) for column in zip(*pairs, strict=True))
     missing = [lead for lead, (times, _) in zip(lead_hours, pairs, strict=True) if not len(times)]
     if missing:
-        raise DataError(f"{store.path}: split '{split}' ({last - first} hours) has no sample with lead times {missing} h.")
+        raise DataError(f"{store.path}: split '{split}' ({inside.sum()} hours) has no sample with lead times {missing} h.")
     return SampleIndex(t, lead_of, seed)
 
 

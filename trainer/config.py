@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from data import Refusal
 from data.variables import BY_NAME, MODEL_INPUTS, MODEL_TARGETS
@@ -35,7 +36,16 @@ def _expanded(path: Path) -> Path:
     return Path(text).absolute()
 
 
+def _ranges(given: Any) -> Any:
+    """A split may be one range of days or a list of them."""
+    one = isinstance(given, list) and len(given) == 2 and not any(isinstance(day, list | tuple) for day in given)
+    return [given] if one else given
+
+
 LocalPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+Ranges = Annotated[list[tuple[date, date]], BeforeValidator(_ranges), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -48,6 +58,9 @@ class Data(Section):
     targets: list[str] = list(MODEL_TARGETS)
     lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
     prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
+    splits: dict[Literal["train", "validation", "test"], Ranges] | None = Field(
+        None, description="days, first and last, of every split, instead of the store's own; a list of such ranges, or one"
+    )
     cache_dir: LocalPath | None = Field(None, description="on every node, a disk or memory that its ranks copy the store to")
 
     @model_validator(mode="after")
@@ -63,7 +76,27 @@ class Data(Section):
             raise ValueError(f"targets {absent} must also be inputs: the network predicts its input channels")
         if len(set(self.lead_hours)) != len(self.lead_hours) or min(self.lead_hours) < 1:
             raise ValueError(f"lead_hours {self.lead_hours} must be different and at least 1")
+        if self.splits is not None:
+            self._require_splits(self.splits)
         return self
+
+    def days(self) -> dict[str, list[tuple[str, str]]] | None:
+        """First and last day of every range of every split that the run chooses."""
+        if self.splits is None:
+            return None
+        return {name: [(str(first), str(last)) for first, last in ranges] for name, ranges in self.splits.items()}
+
+    @staticmethod
+    def _require_splits(splits: dict[Any, Ranges]) -> None:
+        absent = [name for name in ("train", "validation") if name not in splits]
+        if absent:
+            raise ValueError(f"splits must have {' and '.join(absent)}")
+        ranges = sorted((first, last, name) for name, days in splits.items() for first, last in days)
+        for (first, last, name), (after, _, other) in zip(ranges, [*ranges[1:], (date.max, date.max, "")], strict=True):
+            if last < first:
+                raise ValueError(f"splits.{name}: {first} .. {last} ends before it begins")
+            if after <= last:
+                raise ValueError(f"splits.{name} {first} .. {last} overlaps splits.{other}, which begins at {after}")
 
 
 class WindScan(Section):

@@ -13,6 +13,7 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch, Example, Normalizer
 from data.samples import SampleIndex, index_samples
+from data.splits import split_as
 from data.store import node_copy
 from data.store.layout import Store
 from data.stream import Stream
@@ -56,11 +57,13 @@ class Dataset:
         """What a validation loss is a loss on."""
         data = self.run.data
         leads, targets = ", ".join(map(str, data.lead_hours)), ", ".join(data.targets)
-        return f"{self.store.fingerprint[:16]}: {self.run.validation.samples} samples, {leads} h, {targets}"
+        content = self.store.fingerprint[:16] + self.store.chosen[:16]
+        return f"{content}: {self.run.validation.samples} samples, {leads} h, {targets}"
 
     def fingerprints(self) -> dict[str, str]:
         scan = self.scan.orders_hash if self.scan is not None else self.run.wind_scan.mode
-        return {"data": self.store.fingerprint, "wind_scan_orders": scan}
+        own = {"splits": self.store.chosen} if self.store.chosen else {}
+        return {"data": self.store.fingerprint, "wind_scan_orders": scan, **own}
 
 
 def open_dataset(run: Run, device: torch.device) -> Dataset:
@@ -87,8 +90,9 @@ def _open(run: Run) -> tuple[Store, ScanCache | None]:
             f"{store.path} has a grid of {store.grid[0]} x {store.grid[1]}, model.grid is {run.model.grid[0]} x "
             f"{run.model.grid[1]}. Set model.grid={list(store.grid)}, or point data.store at another store."
         )
-    cache = run.wind_scan.cache
-    return store, None if cache is None else open_cache(cache, store, patch=run.model.patch)
+    cache, days = run.wind_scan.cache, run.data.days()
+    scan = None if cache is None else open_cache(cache, store, patch=run.model.patch)
+    return store if days is None else split_as(store, days), scan
 
 
 def copy_to_node(store: Store, folder: Path) -> Store:

@@ -90,8 +90,11 @@ def hour_of(forecaster: Forecaster, time: str | None) -> int:
     """Time index of an ISO time; by default the middle of the test split."""
     store = forecaster.dataset.store
     if time is None:
-        first, last = store.split("test")
-        return first + (last - first - max(forecaster.run.data.lead_hours)) // 2
+        inside, longest = store.inside("test"), max(forecaster.run.data.lead_hours)
+        possible = np.flatnonzero(inside[: max(0, len(inside) - longest)] & inside[longest:])
+        if not len(possible):
+            raise DataError(f"{store.path}: no analysis of the test split has a truth {longest} h later: name a time.")
+        return int(possible[len(possible) // 2])
     try:
         return int((np.datetime64(time, "h") - store.times[0]).astype(int))
     except ValueError as error:

@@ -44,8 +44,9 @@ def show_properties(store: Store, screen: Console) -> None:
     latitudes, longitudes = (f"{c[0]:.3f} .. {c[-1]:.3f}" for c in (lat, lon))
     table.add_row("grid", f"{rows} x {cols}, latitude {latitudes}, longitude {longitudes}")
     table.add_row("time", f"{times[0]} .. {times[-1]}, {len(times)} hours")
-    for name, (first, last) in store.splits.items():
-        table.add_row(f"split {name}", f"{times[first]} .. {times[last - 1]}, {last - first} hours")
+    for name, ranges in store.splits.items():
+        for first, last in ranges:
+            table.add_row(f"split {name}", f"{times[first]} .. {times[last - 1]}, {last - first} hours")
     table.add_row("size", f"{size / 1e6:.1f} MB in {len(files)} files, {store.shard_hours} hours a shard")
     for key, value in store.provenance.items():
         table.add_row(key, str(value))
@@ -108,7 +109,7 @@ def ozone_by_local_hour(store: Store) -> np.ndarray:
 
     from data.store.reader import ShardReader
 
-    first, last = store.splits["train"]
+    ((first, last),) = store.splits["train"]
     days = np.unique(np.linspace(0, max(0, (last - first) // 24 - 1), DAYS).astype(int))
     hours = np.minimum(first + 24 * days[:, None] + np.arange(24), last - 1).ravel()
     reader, channel = ShardReader(store, "chemistry"), store.contents.channel("o3")

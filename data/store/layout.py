@@ -48,11 +48,12 @@ class Store:
     missing: dict[str, np.ndarray]  # group -> (T, V) share of missing cells
     statistics: dict[str, dict[str, float]]  # name -> mean, std, min, max, count, ... (statistics.py)
     years: dict[str, Any]  # year -> hours, gaps, missing shares and ranges
-    splits: dict[str, tuple[int, int]]  # name -> [first, last) time index
+    splits: dict[str, tuple[tuple[int, int], ...]]  # name -> [first, last) time index of its ranges; a run may choose its own
     shard_hours: int
     provenance: dict[str, Any]
     content: str  # hash of the hashes of all shards
     fingerprint: str
+    chosen: str = ""  # hash of splits and statistics that are not the store's own
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,10 +75,18 @@ class Store:
         listed: dict[str, str] = hashes
         return listed
 
-    def split(self, name: str) -> tuple[int, int]:
-        if name not in self.splits:
-            raise DataError(f"{self.path}: no split '{name}'; the store has {', '.join(self.splits)}.")
-        return self.splits[name]
+    def inside(self, split: str) -> np.ndarray:
+        """(T,) bool: which hours lie in a split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.path}: no split '{split}'; there is {', '.join(self.splits)}.")
+        hours = np.zeros(len(self.times), bool)
+        for first, last in self.splits[split]:
+            hours[first:last] = True
+        return hours
 
 
 def partial_path(path: Path) -> Path:

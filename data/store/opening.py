@@ -69,7 +69,7 @@ def _opened(path: Path) -> Store:
         missing={group: np.asarray(root[f"{group}_missing"]) for group in held.dynamic},
         statistics=attrs["statistics"],
         years=attrs.get("years", {}),
-        splits=split_indices(root),
+        splits={name: (hours,) for name, hours in split_indices(root).items()},
         shard_hours=attrs["shard_hours"],
         provenance=attrs["provenance"],
         content=attrs["content"],

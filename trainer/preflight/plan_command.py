@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from data.command_line import console
@@ -38,9 +39,12 @@ def training_samples(config: Run) -> int | None:
         return None
 
     from data.samples import index_samples
+    from data.splits import hours_of
     from data.store.opening import open_store
     from data.wind_scan.cache import open_cache
 
-    store, scan = open_store(config.data.store), config.wind_scan
+    store, scan, days = open_store(config.data.store), config.wind_scan, config.data.days()
     cache = None if scan.cache is None else open_cache(scan.cache, store, patch=config.model.patch)
+    if days is not None:
+        store = replace(store, splits={name: hours_of(store, name, ranges) for name, ranges in days.items()})
     return len(index_samples(store, "train", config.data.lead_hours, cache, scan.mode, config.seed))
