@@ -110,7 +110,7 @@ MUTATIONS = [
              "except OSError as error:  # not UTF-8"),
     Mutation("F58", "trainer/foreign/pickles.py", '        return type(name, (_Inert,), {})', '        return super().find_class(module, name)'),
     Mutation("F59", "trainer/foreign/files.py", "        if first.lstrip().startswith(beginning):", "        if False:"),
-    Mutation("F60", "trainer/preflight/network.py", "found, progress = start.look_back(subject.asked, present, options.allow_change)",
+    Mutation("F60", "trainer/preflight/network.py", "found, progress = start.look_back(subject.asked, present, options.allow_change, earlier)",
              'found, progress = None, Progress()'),
     Mutation("F61", "trainer/process/stop.py", "                self.reason = signal.Signals(number).name", "                self.reason = ''"),
     Mutation("F62", "trainer/process/failure.py", "if lines and not any(sign in lines[-1] for sign in BROKEN):", "if False:"),

@@ -42,7 +42,7 @@ def train(job: Job) -> bool:
     torch.manual_seed(run.seed)  # every rank builds the same weights
     network = TopoFlow(run.architecture()).to(world.device)
     present = start.describe(run, dataset, network, deepspeed, world.size)
-    begun = start.begin(run, network, present, job.options.allow_change)
+    begun = start.begin(run, network, present, job.options.allow_change, dataset.store.earlier)
     engine = build_engine(network, run, deepspeed)
     start.load(engine, begun)
 

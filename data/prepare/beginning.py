@@ -13,7 +13,7 @@ from rich.console import Console
 from data import DataError
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
-from data.prepare.plan import Plan, Scan, sha256_of
+from data.prepare.plan import PLAN, Plan, Scan, sha256_of
 from data.prepare.shards import job_of, write_last
 from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
 from data.prepare.static import static_fields
@@ -38,7 +38,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         _require_made_by(path, plan)
         shutil.rmtree(parts, ignore_errors=True)
         return False
-    if (parts / "plan.json").exists():
+    if (parts / PLAN).exists():
         _require_begun_by(path, plan)
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
@@ -81,7 +81,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     identity.begin(parts, seen)
     for number, regridder in enumerate(regridders):
         scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
-    write_last(parts / "plan.json", json.dumps(plan.identity()))
+    write_last(parts / PLAN, json.dumps(plan.identity()))
     return True
 
 
@@ -96,7 +96,7 @@ def _require_made_by(path: Path, plan: Plan) -> None:
 
 def _require_begun_by(path: Path, plan: Plan) -> None:
     parts = layout.parts_path(path)
-    begun = json.loads((parts / "plan.json").read_text())
+    begun = json.loads((parts / PLAN).read_text())
     differing = [key for key, value in plan.identity().items() if begun.get(key) != value]
     if differing:
         raise DataError(

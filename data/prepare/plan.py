@@ -15,6 +15,8 @@ from data.prepare.sources import spellings
 from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents
 
+PLAN = "plan.json"  # in the parts of an unfinished store, and in a finished one
+
 
 @dataclass(frozen=True)
 class Scan:

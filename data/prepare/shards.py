@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -17,12 +18,17 @@ from data import DataError, locks
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
-from data.prepare.plan import Scan
+from data.prepare.plan import PLAN, Scan
 from data.prepare.sources.catalogue import Catalogue, load_catalogue
 from data.prepare.sources.reader import Reader
 from data.store import layout, writing
+from data.store.layout import Store
+from data.store.opening import open_store
+from data.store.reader import ShardReader
 from data.variables import Contents, Variable
 from data.wind_scan import orders
+
+GRIDS = "grids.npz"  # of the files that a finished store was made of
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class _Job:
     clip: tuple[str, ...]
     mask_beyond: tuple[str, ...]
     winds: str
+    base: Store | None  # the store that hours are appended to
+
+    @property
+    def kept_shards(self) -> int:
+        """Shards of the base that stay as they are."""
+        return 0 if self.base is None else len(self.base.times) // self.shard_hours
 
     def files_of(self, shard: int) -> list[int]:
         """Numbers of the files that a shard's hours are read from."""
@@ -49,24 +61,26 @@ class _Job:
 @lru_cache(maxsize=1)
 def job_of(path: Path) -> _Job:
     parts = layout.parts_path(path)
-    plan = json.loads((parts / "plan.json").read_text())
+    plan = json.loads((parts / PLAN).read_text())
     found = load_catalogue(parts / "catalogue.npz")
-    first, last = found.span
+    root = zarr.open_group(layout.partial_path(path), mode="r")
+    hours = np.asarray(root["time"])
     stored = [scipy.sparse.load_npz(parts / f"weights-{number}.npz") for number in range(len(found.grids))]
     regridders = [Regridder(weights, tuple(plan["grid"])) for weights in stored]
     stated = plan["scan"]
     scan = stated and Scan(Path(stated["out"]), stated["patch"], tuple(stated["regions"]), stated["sectors"])
     return _Job(
-        layout.contents_of(zarr.open_group(layout.partial_path(path), mode="r")),
+        layout.contents_of(root),
         found,
         regridders,
-        first,
-        int((last - first).astype(int)) + 1,
+        layout.EPOCH + hours[0],
+        len(hours),
         plan["shard_hours"],
         scan,
         plan["clip"],
         plan["mask_beyond"],
         plan["winds"],
+        open_store(Path(plan["base"])) if "base" in plan else None,
     )
 
 
@@ -97,6 +111,9 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
         for channel, variable in enumerate(members):
             if variable.name in fields:
                 block[:, channel] = possible(fields[variable.name], variable, job.clip, job.mask_beyond)
+        if job.base is not None and start < len(job.base.times):
+            known = np.arange(start, len(job.base.times))
+            ShardReader(job.base, group).read(known, out=block[: len(known)])
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, job.contents.channel(name)] for name in ("u", "v"))
@@ -108,6 +125,22 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
         identity.require_still(parts, file)
     write_last(parts / f"sources-{shard}.json", json.dumps(content))
     return source.bytes_read
+
+
+def attachments_of(path: Path) -> dict[str, bytes]:
+    """What a finished store keeps of its making: the plan, what its files were, grids and weights."""
+    job, parts = job_of(path), layout.parts_path(path)
+    about = identity.describe(parts, job.catalogue.files)
+    plan = (parts / PLAN).read_bytes()
+    if job.base is not None:
+        about = identity.recorded(job.base.path) | about
+        plan = (job.base.path / PLAN).read_bytes()
+    grids = io.BytesIO()
+    axes = {f"lat/{number}": grid.lat for number, grid in enumerate(job.catalogue.grids)}
+    axes |= {f"lon/{number}": grid.lon for number, grid in enumerate(job.catalogue.grids)}
+    np.savez(grids, **axes)  # type: ignore[arg-type]
+    kept = {PLAN: plan, identity.RECORD: json.dumps(about, indent=0).encode(), GRIDS: grids.getvalue()}
+    return kept | {file.name: file.read_bytes() for file in parts.glob("weights-*.npz")}
 
 
 def is_done(path: Path, shard: int) -> bool:

@@ -8,7 +8,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,10 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data import DataError
 from data.command_line import EXIT_INTERRUPTED
 from data.prepare.beginning import begin, build_scan, console, require_same_hours
-from data.prepare.inputs import identity
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
-from data.prepare.plan import Plan
-from data.prepare.shards import is_done, job_of, sectors_of, write_shard
+from data.prepare.plan import PLAN, Plan
+from data.prepare.shards import attachments_of, is_done, job_of, sectors_of, write_shard
 from data.store import finishing, layout
 
 
@@ -66,7 +64,7 @@ def remaining(path: Path, part: int = 0, parts: int = 1) -> list[int]:
     _require_begun(path)
     hours, length = job_of(path).hours, job_of(path).shard_hours
     mine = range(part, -(-hours // length), parts)
-    return [shard for shard in mine if not is_done(path, shard)]
+    return [shard for shard in mine if shard >= job_of(path).kept_shards and not is_done(path, shard)]
 
 
 def load(path: Path, shards: list[int], workers: int) -> None:
@@ -98,9 +96,7 @@ def finish(path: Path) -> str:
     require_same_hours(path, job_of(path).catalogue)
     if scan:
         codes = np.concatenate([sectors_of(path, i) for i in range(shards)])
-    files = job_of(path).catalogue.files
-    about = {identity.RECORD: json.dumps(identity.describe(layout.parts_path(path), files), indent=0)}
-    fingerprint = finishing.finalise(path, about)
+    fingerprint = finishing.finalise(path, attachments_of(path))
     if scan:
         build_scan(path, scan, codes)
     return fingerprint
@@ -139,7 +135,7 @@ def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
 
 
 def _require_begun(path: Path) -> None:
-    if not (layout.parts_path(path) / "plan.json").exists():
+    if not (layout.parts_path(path) / PLAN).exists():
         raise DataError(f"nothing was begun for {path}: run `python -m data prepare ... --stage begin` first, once.")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,14 @@ from data.store.layout import (
 )
 from data.store.writing import done_mark, write_array
 
+MARKS = "marks.zip"
 
-def finalise(path: Path, attachments: dict[str, str] | None = None) -> str:
+
+def finalise(path: Path, attachments: dict[str, bytes] | None = None) -> str:
     """Merge the shards' moments into statistics, write the fingerprint and rename the store into place.
 
     Args:
-        attachments: text files to lay into the store, by name.
+        attachments: files to lay into the store, by name.
 
     Returns:
         The content fingerprint.
@@ -64,7 +69,7 @@ def finalise(path: Path, attachments: dict[str, str] | None = None) -> str:
     root.attrs["tables"] = tables_of(root)
     fingerprint = fingerprint_of(root)
     root.attrs["fingerprint"] = fingerprint
-    _close(partial, {"shards.json": json.dumps(hashes, indent=0), **(attachments or {})})
+    _close(partial, {"shards.json": json.dumps(hashes, indent=0).encode(), MARKS: _zipped(path, hashes), **(attachments or {})})
     partial.rename(path)
     shutil.rmtree(parts_path(path))
     return fingerprint
@@ -81,14 +86,25 @@ def _done_marks(path: Path, root: zarr.Group, group: str) -> list[dict[str, Any]
     return [json.loads(done_mark(path, group, i).read_text()) for i in range(shards)]
 
 
-def _close(partial: Path, files: dict[str, str]) -> None:
+def _zipped(path: Path, shards: Iterable[str]) -> bytes:
+    """What is known of every shard, without which a store could not be made longer; the same bytes whenever it is made."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in shards:
+            group, shard = name.split("/")
+            mark = done_mark(path, group, int(shard))
+            archive.writestr(zipfile.ZipInfo(mark.name), mark.read_bytes(), zipfile.ZIP_DEFLATED)
+    return content.getvalue()
+
+
+def _close(partial: Path, files: dict[str, bytes]) -> None:
     for remnant in partial.rglob("*.partial"):  # of writers that were killed
         remnant.unlink()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(partial)
-    for name, text in files.items():
-        (partial / name).write_text(text)
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
 
 
 def _summarise_years(

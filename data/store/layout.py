@@ -53,6 +53,7 @@ class Store:
     provenance: dict[str, Any]
     content: str  # hash of the hashes of all shards
     fingerprint: str
+    earlier: tuple[str, ...] = ()  # fingerprints of what it was before hours were appended
     chosen: str = ""  # hash of splits and statistics that are not the store's own
 
     @property

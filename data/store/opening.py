@@ -74,6 +74,7 @@ def _opened(path: Path) -> Store:
         provenance=attrs["provenance"],
         content=attrs["content"],
         fingerprint=attrs["fingerprint"],
+        earlier=tuple(attrs.get("earlier", ())),
     )
 
 

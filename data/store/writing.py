@@ -43,12 +43,14 @@ def create(
     shard_hours: int,
     provenance: dict[str, Any],
     contents: Contents = PUBLISHED,
+    earlier: tuple[str, ...] = (),
 ) -> None:
     """Write metadata, coordinates and static fields of a new store; dynamic blocks follow by `write_block`.
 
     Args:
         times: (T,) hourly datetime64, without gaps (a missing hour is a step of NaN).
         splits: name -> [first, last) time index; statistics are fitted on the one called "train".
+        earlier: fingerprints of the stores that this one continues.
 
     Raises:
         DataError: the store exists, times are not hourly, splits overlap, or a static field is missing or impossible.
@@ -73,6 +75,7 @@ def create(
         "Conventions": "CF-1.11",
         "store_format": FORMAT,
         "shard_hours": shard_hours,
+        "earlier": list(earlier),
         "variables": {group: contents.names(group) for group in contents.groups},
         "definitions": {v.name: asdict(v) for members in contents.groups.values() for v in members if v.name not in BY_NAME},
         "provenance": provenance,

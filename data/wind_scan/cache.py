@@ -135,7 +135,7 @@ def build(
             "regional_orders": order_along_wind(*geometry.region_patches, geometry),
         }
     if codes is None:
-        codes = _sectors_of(store, regions, sectors)
+        codes = _sectors_of(store, regions, sectors, _known_codes(path, store, geometry))
     codes = beyond_the_domain(codes, store.static["domain_mask"], regions)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -184,6 +184,11 @@ def open_cache(path: str | Path, store: Store, *, patch: int) -> ScanCache:
         raise DataError(f"{path}/sectors.npy does not match its recorded hash. {remedy}")
     known = {"global": codes[:, 0] != NO_WIND, "regional": (codes[:, 1:] != NO_WIND).all(1)}
     return ScanCache(path, geometry, global_orders, regional_orders, known, manifest["orders_sha256"])
+
+
+def store_of(path: Path) -> str:
+    """Fingerprint of the store that a cache was built for; empty where there is no cache."""
+    return str(_read_manifest(path, "Build it again.")["store_fingerprint"]) if path.exists() else ""
 
 
 def read_orders(path: Path, remedy: str = "Build it again.") -> tuple[Geometry, np.ndarray, np.ndarray]:
@@ -236,14 +241,27 @@ def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _sectors_of(store: Store, regions: tuple[int, int], sectors: int) -> np.ndarray:
+def _known_codes(path: Path, store: Store, geometry: Geometry) -> np.ndarray:
+    """(T', 1 + regions) sectors of the first hours: of a cache of this store before hours were appended to it, or none."""
+    nothing = np.empty((0, 1 + geometry.regions[0] * geometry.regions[1]), "u1")
+    if not store.earlier or not path.exists():
+        return nothing
+    manifest, before = _read_manifest(path, "Build it again."), read_orders(path)[0]
+    if manifest["store_fingerprint"] not in store.earlier or before != geometry:
+        return nothing
+    codes = np.load(path / "sectors.npy", allow_pickle=False)
+    return codes if hashlib.sha256(codes.tobytes()).hexdigest() == manifest["sectors_sha256"] else nothing
+
+
+def _sectors_of(store: Store, regions: tuple[int, int], sectors: int, known: np.ndarray) -> np.ndarray:
     from rich.console import Console
     from rich.progress import track
 
     reader, step = ShardReader(store, "weather"), store.shard_hours
     u, v = store.contents.channel("u"), store.contents.channel("v")
     codes = np.empty((len(store.times), 1 + regions[0] * regions[1]), "u1")
-    for start in track(range(0, len(codes), step), "wind sectors", console=Console(stderr=True)):
+    codes[: len(known)] = known
+    for start in track(range(len(known) - len(known) % step, len(codes), step), "wind sectors", console=Console(stderr=True)):
         block = reader.read(np.arange(start, min(start + step, len(codes))))
         codes[start : start + step] = sector_codes(block[:, u], block[:, v], regions, sectors)
     return codes

@@ -69,10 +69,13 @@ FREE_DEEPSPEED_KEYS = (
 )
 
 
-def compare(checkpoint: Path, remembered: Memory, present: Memory, allow_change: list[str]) -> list[dict[str, Any]]:
+def compare(
+    checkpoint: Path, remembered: Memory, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Refuse to resume when the data, the scan or a configuration is not what the checkpoint was trained with.
 
     Args:
+        earlier: fingerprints of the store before hours were appended to it, which changed nothing that was there.
         allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name covers its keys.
 
     Returns:
@@ -88,7 +91,7 @@ def compare(checkpoint: Path, remembered: Memory, present: Memory, allow_change:
     ]
     differences += [(f"parameters.{key}", a, b) for key, a, b in _differences(remembered.parameters, present.parameters, ())]
     changed = [d for d in differences if d[1] != d[2]]
-    refused = [d for d in changed if not _covered(d[0], allow_change)]
+    refused = [d for d in changed if not _covered(d[0], allow_change) and not (d[0] == "data" and d[1] in earlier)]
     if refused:
         listed = "\n".join(f"  {name}: {a} then, {b} now" for name, a, b in refused[:20])
         more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""

@@ -224,7 +224,8 @@ def check_resume(subject: Subject) -> str:
     assert subject.model
     deepspeed = resolve_deepspeed(options.deepspeed_config, subject.asked, options.world_size)
     present = start.describe(subject.asked, subject.dataset, subject.model, deepspeed, options.world_size)
-    found, progress = start.look_back(subject.asked, present, options.allow_change)
+    earlier = subject.dataset.store.earlier
+    found, progress = start.look_back(subject.asked, present, options.allow_change, earlier)
     if found is not None:
         return f"continues from {found} at step {progress.step} of {subject.asked.steps}"
     other = start.of_another_directory(subject.asked.run_dir, options.config)

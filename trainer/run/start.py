@@ -53,7 +53,7 @@ def describe(run: Run, dataset: Dataset, network: TopoFlow, deepspeed: dict[str,
     )
 
 
-def begin(run: Run, network: TopoFlow, present: Memory, allow_change: list[str]) -> Start:
+def begin(run: Run, network: TopoFlow, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()) -> Start:
     """Read on rank 0 what the run begins with; collective.
 
     Raises:
@@ -64,7 +64,7 @@ def begin(run: Run, network: TopoFlow, present: Memory, allow_change: list[str])
 
     def read() -> tuple[Progress, Path | None]:
         saving.mend(run.run_dir)
-        found, progress = look_back(run, present, allow_change)
+        found, progress = look_back(run, present, allow_change, earlier)
         if found is not None:
             with store.reading(found):
                 begun.named, begun.recorded = state.load(found), store.manifest(found).tensors
@@ -88,7 +88,9 @@ def load(engine: Any, start: Start) -> None:
     start.named, start.recorded = Named(), {}  # gigabytes, for a large network
 
 
-def look_back(run: Run, present: Memory, allow_change: list[str]) -> tuple[Path | None, Progress]:
+def look_back(
+    run: Run, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()
+) -> tuple[Path | None, Progress]:
     """The newest valid checkpoint of the run directory, if there is one, and how far it is; warns of what cannot act.
 
     Raises:
@@ -103,7 +105,7 @@ def look_back(run: Run, present: Memory, allow_change: list[str]) -> tuple[Path 
     if run.resume == "never":
         raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
     remembered = store.manifest(found)
-    changes = same_run.compare(found, remembered, present, allow_change)
+    changes = same_run.compare(found, remembered, present, allow_change, earlier)
     before = validate(remembered.config, str(found / "manifest.json"))
     progress = replace(remembered.progress)
     _warn_of_ignored(run, before, found)

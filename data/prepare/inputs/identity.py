@@ -84,20 +84,30 @@ def describe(parts: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def recorded(store: Path) -> dict[str, dict[str, Any]]:
+    """What a finished store remembers of its files; those of the first versions remembered nothing.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    try:
+        found: dict[str, dict[str, Any]] = json.loads((store / RECORD).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{store / RECORD} is damaged ({error}): copy the store again.") from error
+    return found
+
+
 def require_unchanged(store: Path, files: list[Path]) -> None:
     """A finished store is what its files would give again.
 
     Raises:
         DataError: a file now has another content.
     """
-    try:
-        recorded: dict[str, dict[str, Any]] = json.loads((store / RECORD).read_text())
-    except FileNotFoundError:  # of the first versions
-        return
-    except ValueError as error:
-        raise DataError(f"{store / RECORD} is damaged ({error}): copy the store again.") from error
+    before = recorded(store)
     for file in sorted({on_disk(file) for file in files}):
-        known = recorded.get(str(file))
+        known = before.get(str(file))
         if known is None or known["glance"] == _glance(file):
             continue
         if _sha256(file) != known["sha256"]:

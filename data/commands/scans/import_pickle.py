@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from data.commands.compare_scans import show_differences
+    from data.commands.scans.compare_scans import show_differences
     from data.store.opening import open_store
     from data.wind_scan import legacy
     from data.wind_scan.cache import build

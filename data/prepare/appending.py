@@ -1,0 +1,186 @@
+"""Later files of the same source -> the same store, longer: what is there stays, and is not read again.
+
+The longer store is built beside the old one, with its whole shards as hard links, and takes its place at the end: runs that
+read the old one find the same hours in the same files. What comes out is what preparing all files at once would give.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import DataError
+from data.prepare.beginning import build_scan, console
+from data.prepare.grids.grid import Grid, same_grid
+from data.prepare.inputs import identity
+from data.prepare.plan import PLAN, Scan
+from data.prepare.shards import GRIDS, job_of, write_last
+from data.prepare.sources.catalogue import SAME_GRID, Catalogue, make_catalogue
+from data.prepare.sources.clock import Clock
+from data.prepare.sources.spellings import Named
+from data.prepare.stages import finish, load, remaining
+from data.store import layout, opening, writing
+from data.store.finishing import MARKS
+from data.store.layout import Store
+from data.variables import restored
+from data.wind_scan.cache import store_of
+
+
+def append(path: Path, files: list[Path], workers: int) -> Store | None:
+    """Add the hours of files that the store was not made of; run it again after an interruption.
+
+    Returns:
+        The longer store; None where it was made of all these files already.
+
+    Raises:
+        DataError: a file holds hours that the store has, or another grid, or the store was made by an earlier version.
+    """
+    longer = path.with_name(path.name + ".appended")
+    _settle(path, longer)
+    store = opening.open_store(path)
+    plan = _plan_of(store)
+    identity.require_unchanged(path, files)
+    known = identity.recorded(path)
+    new = [file for file in files if str(identity.on_disk(file)) not in known]
+    if not new:
+        _lengthen_scan(store, plan)  # where it was killed before that
+        return None
+    own = {"files": [str(file) for file in new], "scan": None, "base": str(path.absolute()), "before": store.fingerprint}
+    own = plan | own
+    job_of.cache_clear()  # this process may have prepared another store here
+    parts = layout.parts_path(longer)
+    begun = (parts / PLAN).exists() and not longer.exists()
+    if not begun or json.loads((parts / PLAN).read_text()) != own:
+        _begin(longer, store, own, new, workers)
+    load(longer, remaining(longer), workers)
+    finish(longer)
+    path.rename(_replaced(path))
+    _settle(path, longer)
+    store = opening.open_store(path)
+    _lengthen_scan(store, plan)
+    return store
+
+
+def _settle(path: Path, longer: Path) -> None:
+    """End a replacement that was begun: the longer store is whole and takes the place of the old one."""
+    if longer.exists() and not path.exists():
+        longer.rename(path)
+    shutil.rmtree(_replaced(path), ignore_errors=True)
+
+
+def _lengthen_scan(store: Store, plan: dict[str, Any]) -> None:
+    """Let the wind scan that was prepared with the store follow it."""
+    if not plan["scan"]:
+        return
+    about = plan["scan"]
+    scan = Scan(Path(about["out"]), about["patch"], tuple(about["regions"]), about["sectors"])
+    if store_of(scan.out) != store.fingerprint:
+        build_scan(store.path, scan, None)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
+
+
+def _plan_of(store: Store) -> dict[str, Any]:
+    """What the store was prepared with."""
+    try:
+        plan: dict[str, Any] = json.loads((store.path / PLAN).read_text())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{store.path} does not say how it was prepared: it is synthetic, or of a version that could not append. Prepare "
+            "all files together again."
+        ) from error
+    return plan
+
+
+def _begin(longer: Path, store: Store, plan: dict[str, Any], files: list[Path], workers: int) -> None:
+    """Catalogue the new files, and lay everything of the old store beside it that stays."""
+    parts = layout.parts_path(longer)
+    for left in (layout.partial_path(longer), parts, longer):  # of other files, or never put in its place
+        shutil.rmtree(left, ignore_errors=True)
+    seen = identity.glance(files)
+    catalogue = _catalogue(plan, files, workers)
+    _require_later(catalogue, store)
+    _require_same_grids(catalogue, store)
+    last = catalogue.span[1]
+    console.print(f"{len(files)} new files, {catalogue.span[0]} .. {last}, after {store.times[-1]}")
+    writing.create(
+        longer,
+        times=np.arange(store.times[0], last + 1),
+        lat=store.lat,
+        lon=store.lon,
+        static=store.static,
+        splits={name: ranges[0] for name, ranges in store.splits.items()},
+        shard_hours=store.shard_hours,
+        provenance=store.provenance,
+        contents=store.contents,
+        earlier=(*store.earlier, store.fingerprint),
+    )
+    _keep_shards(longer, store)
+    catalogue.save(parts / "catalogue.npz")
+    identity.begin(parts, seen)
+    for weights in store.path.glob("weights-*.npz"):
+        shutil.copyfile(weights, parts / weights.name)
+    write_last(parts / PLAN, json.dumps(plan))
+
+
+def _catalogue(plan: dict[str, Any], files: list[Path], workers: int) -> Catalogue:
+    """Of the new files, read as the old ones were."""
+    fields = {name: Named(**{**about, "spellings": tuple(about["spellings"])}) for name, about in plan["fields"].items()}
+    stated = plan["clock"]
+    clock = Clock(**{**stated, "lead_hours": stated["lead_hours"] and tuple(stated["lead_hours"])})
+    return make_catalogue(fields, files, clock, workers, tuple(restored(about) for about in plan.get("defined", [])))
+
+
+def _require_later(catalogue: Catalogue, store: Store) -> None:
+    for name, hours in catalogue.hours.items():
+        if hours[0] <= store.times[-1]:
+            file = catalogue.files[catalogue.file_of[name][0]]
+            raise DataError(
+                f"{file} holds '{name}' at {hours[0]}, and {store.path} reaches to {store.times[-1]}: only later hours can be "
+                "appended. Leave it out, or prepare all files together again."
+            )
+
+
+def _require_same_grids(catalogue: Catalogue, store: Store) -> None:
+    with np.load(store.path / GRIDS, allow_pickle=False) as file:
+        before = [Grid(file[f"lat/{number}"], file[f"lon/{number}"]) for number in range(len(file.files) // 2)]
+    same = len(before) == len(catalogue.grids) and all(
+        same_grid(grid, other, SAME_GRID) for grid, other in zip(before, catalogue.grids, strict=True)
+    )
+    if not same:
+        sizes = [" and ".join(" x ".join(map(str, grid.shape)) for grid in grids) for grids in (catalogue.grids, before)]
+        raise DataError(
+            f"{catalogue.files[0]} and the files beside it are on another grid ({sizes[0]}) than those that {store.path} was "
+            f"made of ({sizes[1]}): prepare a store of their own."
+        )
+
+
+def _keep_shards(longer: Path, store: Store) -> None:
+    """Whole shards and what is known of them; the last one, if it is not full, is written anew with the hours after it."""
+    hashes = store.shard_hashes()
+    with zipfile.ZipFile(store.path / MARKS) as marks:
+        for name in hashes:
+            group, shard = name.split("/")
+            if int(shard) >= len(store.times) // store.shard_hours:
+                continue
+            source, target = store.path / layout.shard_file(name), layout.partial_path(longer) / layout.shard_file(name)
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(source, target)
+            mark = writing.done_mark(longer, group, int(shard))
+            mark.write_bytes(marks.read(mark.name))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except PermissionError:  # a file system without hard links
+        shutil.copyfile(source, target)
