@@ -78,7 +78,7 @@ MUTATIONS = [
              "return self.drop_path(self.mlp(self.norm2(x)))"),
     Mutation("F33", "trainer/checkpoint/store.py", "        kept.add(best)", "        pass"),
     Mutation("F34", "trainer/process/stop.py", "time.time() > self.end_time:", "time.time() > 1e12:"),
-    Mutation("F35", "trainer/forecaster.py", "        if then != value:", "        if False:"),
+    Mutation("F35", "trainer/forecaster.py", '        if then != value and not (name == "data" and then in dataset.store.earlier):', "        if False:"),
     Mutation("F36", "trainer/scores/comparison.py", 'COMPARABLE = ("fingerprints", "split", ', 'COMPARABLE = ("split", '),
     Mutation("F37", "trainer/preflight/network.py", "if share == 0.0]", "if share < 0.0]"),
     Mutation("F38", "trainer/__main__.py", '    "status": Command(', '    "state": Command('),

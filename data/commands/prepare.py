@@ -8,8 +8,7 @@ from pathlib import Path
 from data import DataError
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.clock import STAMPS, Clock
-from data.prepare.sources.spellings import NAME_ZONES, SOURCES, fields_of, read_variables
+from data.prepare.sources.spellings import NAME_ZONES, SOURCES, STAMPS, Clock, fields_of, read_variables
 from data.variables import KNOWN, contents
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\

@@ -10,20 +10,22 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data import DataError
+from data.prepare import ahead
 from data.prepare.beginning import build_scan, console
 from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Scan
 from data.prepare.shards import GRIDS, job_of, write_last
 from data.prepare.sources.catalogue import SAME_GRID, Catalogue, make_catalogue
-from data.prepare.sources.clock import Clock
-from data.prepare.sources.spellings import Named
+from data.prepare.sources.headers import Header
+from data.prepare.sources.spellings import Clock, Named
 from data.prepare.stages import finish, load, remaining
 from data.store import layout, opening, writing
 from data.store.finishing import MARKS
@@ -106,7 +108,8 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], files: list[Path], 
     for left in (layout.partial_path(longer), parts, longer):  # of other files, or never put in its place
         shutil.rmtree(left, ignore_errors=True)
     seen = identity.glance(files)
-    catalogue = _catalogue(plan, files, workers)
+    ahead.look_ahead(longer, files, workers)
+    catalogue = _catalogue(plan, files, ahead.headers_of(longer, files))
     _require_later(catalogue, store)
     _require_same_grids(catalogue, store)
     last = catalogue.span[1]
@@ -129,14 +132,15 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], files: list[Path], 
     for weights in store.path.glob("weights-*.npz"):
         shutil.copyfile(weights, parts / weights.name)
     write_last(parts / PLAN, json.dumps(plan))
+    ahead.forget(longer)
 
 
-def _catalogue(plan: dict[str, Any], files: list[Path], workers: int) -> Catalogue:
+def _catalogue(plan: dict[str, Any], files: list[Path], headers: Iterator[Header | None]) -> Catalogue:
     """Of the new files, read as the old ones were."""
     fields = {name: Named(**{**about, "spellings": tuple(about["spellings"])}) for name, about in plan["fields"].items()}
     stated = plan["clock"]
     clock = Clock(**{**stated, "lead_hours": stated["lead_hours"] and tuple(stated["lead_hours"])})
-    return make_catalogue(fields, files, clock, workers, tuple(restored(about) for about in plan.get("defined", [])))
+    return make_catalogue(fields, files, clock, headers, tuple(restored(about) for about in plan.get("defined", [])))
 
 
 def _require_later(catalogue: Catalogue, store: Store) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from rich.console import Console
 
 from data import DataError
+from data.prepare import ahead
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Plan, Scan, sha256_of
@@ -43,7 +45,8 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
     seen = identity.glance(plan.files)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, workers, plan.defined)
+    ahead.look_ahead(path, plan.files, workers)
+    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, ahead.headers_of(path, plan.files), plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
     regridders, methods = zip(*(_regridder(source, plan) for source in catalogue.grids), strict=True)
@@ -54,7 +57,29 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     first, last = catalogue.span
     times = np.arange(first, last + 1)
-    provenance = {
+    writing.create(
+        path,
+        times=times,
+        lat=plan.target.lat,
+        lon=plan.target.lon,
+        static=static,
+        splits=_split_hours(plan, times),
+        shard_hours=plan.shard_hours,
+        provenance=_provenance(plan, catalogue, methods),
+        contents=plan.contents,
+    )
+    catalogue.save(parts / "catalogue.npz")
+    identity.begin(parts, seen)
+    for number, regridder in enumerate(regridders):
+        scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
+    write_last(parts / PLAN, json.dumps(plan.identity()))
+    ahead.forget(path)
+    return True
+
+
+def _provenance(plan: Plan, catalogue: Catalogue, methods: tuple[str, ...]) -> dict[str, Any]:
+    """How the store was made, for those who look at it."""
+    return {
         "generator": "python -m data prepare",
         "source": plan.source,
         "files": len(plan.files),
@@ -66,23 +91,6 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         "source_grids": [list(source.shape) for source in catalogue.grids],
         "plan_sha256": sha256_of(plan.identity()),
     }
-    writing.create(
-        path,
-        times=times,
-        lat=plan.target.lat,
-        lon=plan.target.lon,
-        static=static,
-        splits=_split_hours(plan, times),
-        shard_hours=plan.shard_hours,
-        provenance=provenance,
-        contents=plan.contents,
-    )
-    catalogue.save(parts / "catalogue.npz")
-    identity.begin(parts, seen)
-    for number, regridder in enumerate(regridders):
-        scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
-    write_last(parts / PLAN, json.dumps(plan.identity()))
-    return True
 
 
 def _require_made_by(path: Path, plan: Plan) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.prepare.grids.grid import Grid
 from data.prepare.sources import spellings
-from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
+from data.prepare.sources.spellings import DEFAULT_CLOCK, Clock
 from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents
 
 PLAN = "plan.json"  # in the parts of an unfinished store, and in a finished one

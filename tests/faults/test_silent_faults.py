@@ -26,9 +26,10 @@ from data.prepare import beginning, shards, stages
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
-from data.prepare.sources import files, reader, spellings
+from data.prepare.sources import reader, spellings
 from data.prepare.sources.catalogue import Catalogue, make_catalogue
-from data.prepare.sources.clock import Clock
+from data.prepare.sources.hours import Stored, decoded
+from data.prepare.sources.spellings import Clock
 from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
 from data.wind_scan.cache import ScanCache
@@ -593,10 +594,10 @@ def test_f44_retention_keeps_what_was_just_saved_before_what_was_stepped_over(tm
 def test_a_missing_value_is_missing_in_every_form_that_files_state_it(stated: Any) -> None:
     """A double on float data, several, or text: -999.9 was a value, or a traceback."""
     values = np.array([1.0, -999.9, 3.0], "f4")
-    array = xr.DataArray(values, dims="x", name="pm25", attrs={"missing_value": stated})
-    assert np.isnan(files.decoded(array)).tolist() == [False, True, False]
+    stored = Stored("pm25", values.copy(), {"missing_value": stated})
+    assert np.isnan(decoded(stored)).tolist() == [False, True, False]
     with pytest.raises(DataError, match="is not a number"):
-        files.decoded(array.assign_attrs(missing_value="none"))
+        decoded(Stored("pm25", values.copy(), {"missing_value": "none"}))
 
 
 def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_path: Path) -> None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Hashable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Hashable, Iterable
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.progress import track
 
 from data import DataError
 from data.prepare.grids.grid import Grid, same_grid
-from data.prepare.sources.clock import DEFAULT_CLOCK, Clock
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.headers import Header, read_header
-from data.prepare.sources.spellings import DEW_POINT, Named, read_as
+from data.prepare.sources.spellings import DEFAULT_CLOCK, DEW_POINT, Clock, Named, read_as
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
 from data.variables import Variable, restored
 
-MANY = 100  # files, from which on a bar shows how far it is
 SAME_GRID = 1e-3  # degrees; files of one product differ by rounding
 
 
@@ -108,19 +102,19 @@ def make_catalogue(
     fields: dict[str, Named],
     files: list[Path],
     clock: Clock = DEFAULT_CLOCK,
-    workers: int = 1,
+    headers: Iterable[Header | None] | None = None,
     defined: tuple[Variable, ...] = (),
 ) -> Catalogue:
     """Look into every file's header: which fields, which hours, which grid. Weather may be on another grid than pollutants.
+
+    Args:
+        headers: of every file, where they were read already (ahead.py).
 
     Raises:
         DataError: a file cannot be read, the grids of one field differ, a field is in no file, or an hour is in two places.
     """
     found = _Found(fields, files, clock, read_as(defined))
-    few = len(files) < MANY
-    headers = map(read_header, files) if few or workers == 1 else _headers(files, workers)
-    shown = track(headers, "looking into files", total=len(files), console=Console(stderr=True), disable=few)
-    for number, header in enumerate(shown):
+    for number, header in enumerate(map(read_header, files) if headers is None else headers):
         found.look_into(number, header)
     absent = [name for name, places in found.places.items() if not places]
     if absent:
@@ -134,12 +128,6 @@ def make_catalogue(
     found.require_air()
     own = found.grids, found.grid_of, found.dims
     return Catalogue(fields, files, *own, hours_by_name, file_of, place_of, clock, found.by_air, defined)
-
-
-def _headers(files: list[Path], workers: int) -> Iterator[Header | None]:
-    # Spawned: libraries that were opened before a fork hang after it.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(read_header, files, chunksize=24)
 
 
 class _Found:
@@ -172,7 +160,7 @@ class _Found:
     def _analysed(self, dataset: xr.Dataset, number: int) -> dict[str, Dimensions]:
         """Dimensions of every field that a file has, and its places."""
         path = self.files[number]
-        present = {name: spelt for name, named in self.fields.items() if (spelt := spelling(dataset, named))}
+        present = {name: spelt for name, named in self.fields.items() if (spelt := spelling(dataset.data_vars, named))}
         if not present:
             return {}
         grid_along: dict[tuple[str, str], int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,31 @@ def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
     Raises:
         DataError: it is something else, or truncated, when it is opened or while it is read.
     """
+    with _refused_by_name(path), _as_it_is(path, encoded) as dataset:
+        yield tidied(dataset, path)
+
+
+@contextmanager
+def opened_plainly(path: Path) -> Iterator[netCDF4.Dataset]:
+    """A NetCDF file as its own library gives it, values as they are stored.
+
+    Raises:
+        DataError: as `opened`.
+    """
+    archive = given.archive_of(path)
+    with _refused_by_name(path):
+        if archive is None:
+            netcdf3.require_whole(path)
+        content = None if archive is None else given.read_member(path, archive)
+        with netCDF4.Dataset(path, memory=content) as file:
+            file.set_auto_maskandscale(False)
+            yield file
+
+
+@contextmanager
+def _refused_by_name(path: Path) -> Iterator[None]:
     try:
-        with _as_it_is(path, encoded) as dataset:
-            yield tidied(dataset, path)
+        yield
     except UNREADABLE as error:
         what = given.described(path) if path.is_file() else ""
         if what:
@@ -66,27 +88,6 @@ def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tup
         if not array.size:
             raise DataError(f"{path} does not cover the target.")
     return grid, array.to_numpy()
-
-
-def decoded(array: xr.DataArray) -> np.ndarray:
-    """Values of an array that was opened `encoded`, float32, NaN where missing; plain floats in place, in half the time."""
-    packed = {"scale_factor", "add_offset"} & set(array.attrs)
-    if packed or array.dtype.kind != "f":
-        name = str(array.name)
-        return np.array(xr.decode_cf(array.to_dataset(name=name), decode_times=False)[name].to_numpy(), "f4")
-    values = np.array(array.to_numpy(), "f4", copy=array.dtype != np.float32 or None)
-    for fill in _fill_values(array):
-        values[values == fill] = np.nan
-    return values
-
-
-def _fill_values(array: xr.DataArray) -> list[np.float32]:
-    """What stands for a missing value, rounded as the data are: files state it as a double, several times, or as text."""
-    stated = [value for key in ("_FillValue", "missing_value") for value in np.atleast_1d(array.attrs.get(key, []))]
-    try:
-        return [np.float32(value) for value in stated]
-    except ValueError as error:
-        raise DataError(f"'{array.name}': its missing value {stated} is not a number. Correct the attribute.") from error
 
 
 def grid_of(dataset: xr.Dataset, name: str, path: Path) -> Grid:
@@ -131,6 +132,6 @@ def horizontal(dataset: xr.Dataset, name: str, path: Path) -> tuple[str, str]:
     )
 
 
-def spelling(dataset: xr.Dataset, named: Named) -> str | None:
-    """The name under which `dataset` holds a field, None if it does not."""
-    return next((name for name in named.spellings if name in dataset.data_vars), None)
+def spelling(held: Container[Hashable], named: Named) -> str | None:
+    """The name of a field among those that a file holds, None if it has it not."""
+    return next((name for name in named.spellings if name in held), None)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 
 from data import DataError
 from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
 from data.prepare.sources.catalogue import Catalogue
-from data.prepare.sources.files import decoded, opened, spelling
+from data.prepare.sources.hours import Asked, Stored, decoded, stored_hours
 from data.prepare.sources.spellings import DEW_POINT, read_as
-from data.prepare.sources.times import at_places
 from data.prepare.sources.units import (
     LIKELY,
     concentration,
@@ -72,22 +70,21 @@ class Reader:
         return self.catalogue.by_air or DEW_POINT in self.catalogue.fields
 
     def _read_file(self, number: int, names: list[str]) -> None:
+        own, path = self.catalogue, self.catalogue.files[number]
         places = {name: found for name in names if len((found := self._places(name, number))[0])}
-        if not places:
-            return
-        path = self.catalogue.files[number]
-        with opened(path, encoded=True) as dataset:
-            for name, (slots, along) in places.items():
-                values, ratio = self._converted(dataset, name, path, along)
-                if name in AIR and self._needs_air():
-                    self._hours(self._air, name, self._grid(name).shape)[slots] = values
-                if name in ("u", "v") and self.winds == "grid":
-                    for wind in ("u", "v"):
-                        self._hours(self._along_grid, wind, self._grid(name).shape)
-                    self._along_grid[name][slots] = values
-                elif name != DEW_POINT:
-                    fields = self._hours(self._fields, name, self._regridder(name).shape)
-                    fields[slots] = self._on_target(name, values, slots, ratio)
+        asked = {name: Asked(own.fields[name], own.dims[name], along) for name, (_, along) in places.items()}
+        for name, stored in stored_hours(path, asked):
+            slots = places[name][0]
+            values, ratio = self._converted(stored, name, path)
+            if name in AIR and self._needs_air():
+                self._hours(self._air, name, self._grid(name).shape)[slots] = values
+            if name in ("u", "v") and self.winds == "grid":
+                for wind in ("u", "v"):
+                    self._hours(self._along_grid, wind, self._grid(name).shape)
+                self._along_grid[name][slots] = values
+            elif name != DEW_POINT:
+                fields = self._hours(self._fields, name, self._regridder(name).shape)
+                fields[slots] = self._on_target(name, values, slots, ratio)
 
     def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
         """All hours of a field, which are missing until they are read."""
@@ -125,23 +122,16 @@ class Reader:
         slots = (own.hours[name][start:stop] - self.first).astype(int)
         return slots[mine], own.place_of[name][start:stop][mine]
 
-    def _converted(self, dataset: xr.Dataset, name: str, path: Path, places: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _converted(self, stored: Stored, name: str, path: Path) -> tuple[np.ndarray, bool]:
         """(n, H, W) on the source's grid, in our units or as kg per kg of air; and whether it is the latter."""
-        named, dims = self.catalogue.fields[name], self.catalogue.dims[name]
-        spelt = spelling(dataset, named)
-        assert spelt is not None
-        array = dataset[spelt]
-        units, canonical = units_of(named, array), self.become[name].units
-        level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
-        array = at_places(array.isel(dict.fromkeys(level, named.level)), dims, places)
-        extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
-        values = decoded(array.squeeze(extra).transpose(dims.time, dims.y, dims.x))
+        units, canonical = units_of(self.catalogue.fields[name], stored.attributes), self.become[name].units
+        values = decoded(stored)
         self.bytes_read += values.nbytes
         ratio = mass_mixing_ratio(units, name) if canonical == "ug m-3" else None
         if ratio is not None:
             values *= np.float32(ratio)
         else:
-            factor, offset = conversion(units, canonical, f"{path}: '{spelt}'")
+            factor, offset = conversion(units, canonical, f"{path}: '{stored.name}'")
             if factor != 1.0:
                 values *= np.float32(factor)
             if offset:

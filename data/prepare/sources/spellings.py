@@ -1,4 +1,4 @@
-"""How sources call their variables and in which units they are, where their files say nothing.
+"""How sources call their variables, in which units they are, where their files say nothing, and how hours are read.
 
 CAQRA: Kong et al. (2021), Earth Syst. Sci. Data 13, 529. CAMS: Inness et al. (2019), Atmos. Chem. Phys. 19, 3515 (EAC4).
 """
@@ -70,6 +70,26 @@ SOURCES: dict[str, dict[str, Named]] = {
 
 # Hours ahead of UTC, of an hour that stands in the name of a file. CAQRA's is said to be Beijing time.
 NAME_ZONES = {"caqra": 8.0}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How the hours of files are read."""
+
+    lead_hours: tuple[float, ...] | None = None  # of forecasts, those to take; None: all, each hour once
+    zone: float = 0.0  # hours that the times in files are ahead of UTC
+    stamps: str = "end"  # where in an averaged hour its time lies; means are stored at the end, when all of it is known
+    name_zone: float | None = None  # the same of an hour that stands in a file's name only; None: it has to be said
+
+    def described(self) -> str:
+        """For the output and the provenance."""
+        named = "" if self.name_zone is None else f", in names {self.name_zone:+g} h"
+        of_means = "" if self.stamps == "end" else f", at the {self.stamps} of averaged hours"
+        return f"times in files are UTC{self.zone:+g} h{named}{of_means}"
+
+
+STAMPS = ("end", "centre")
+DEFAULT_CLOCK = Clock()
 
 
 def fields_of(source: str, path: Path | None, defined: tuple[Variable, ...]) -> dict[str, Named]:

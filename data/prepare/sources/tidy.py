@@ -52,7 +52,7 @@ def _still(coordinate: xr.DataArray, path: Path) -> xr.DataArray:
     """Without leading dimensions, along which it must not change."""
     for dim in coordinate.dims[:-2]:
         first, last = coordinate.isel({dim: 0}), coordinate.isel({dim: -1})
-        if not np.array_equal(first.to_numpy(), last.to_numpy()):
+        if coordinate.sizes[dim] > 1 and not np.array_equal(first.to_numpy(), last.to_numpy()):
             raise DataError(f"{path}: '{coordinate.name}' changes along '{dim}': a grid that moves is not supported.")
         coordinate = first.drop_vars([c for c in first.coords if c not in first.dims])
     return coordinate

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.sources.clock import Clock
 from data.prepare.sources.files import horizontal
+from data.prepare.sources.spellings import Clock
 from data.prepare.sources.tidy import FROM_NAME
 
 PERIODS = ("forecast_period", "leadtime", "lead_time", "step")

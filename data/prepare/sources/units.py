@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pint
@@ -72,15 +73,15 @@ def relative_humidity(dew_point: np.ndarray, temp: np.ndarray) -> np.ndarray:
 
 def require_known_unit(named: Named, array: xr.DataArray, name: str, canonical: str, path: Path) -> bool:
     """Before the first shard, not at the one that first needs it; whether it is a mixing ratio."""
-    units = units_of(named, array)
+    units = units_of(named, array.attrs)
     if canonical == "ug m-3" and mass_mixing_ratio(units, name) is not None:
         return True
     conversion(units, canonical, f"{path}: '{array.name}'")
     return False
 
 
-def units_of(named: Named, array: xr.DataArray) -> str:
-    return named.units if named.stated else str(array.attrs.get("units") or named.units)
+def units_of(named: Named, attributes: dict[str, Any]) -> str:
+    return named.units if named.stated else str(attributes.get("units") or named.units)
 
 
 def _spelt(units: str) -> str:
