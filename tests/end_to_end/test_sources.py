@@ -5,9 +5,11 @@ Fields are linear in latitude, longitude and time, so bilinear regridding of a r
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from data import DataError
 from data.__main__ import main
 from data.prepare.sources.units import conversion, mass_mixing_ratio
 from data.store.layout import Store
@@ -35,6 +38,7 @@ TRUTH = {
 }  # fmt: skip
 LAT1, LON1 = np.arange(28.0, 36.1, 0.5), np.arange(106.0, 116.1, 0.5)
 UNITS = {"u": "m s-1", "v": "m s-1", "temp": "K", "rh": "%", "psfc": "Pa"}
+OPTIONS = ("elevation", "population", "land-mask")
 TARGET = ["--lat", "30", "34", "--lon", "108", "114", "--grid", "8", "12", "--method", "bilinear"]
 
 
@@ -263,6 +267,98 @@ def test_cams_is_read_from_the_zip_that_was_saved_as_nc(static: list[str], tmp_p
     assert again.content == open_store(tmp_path / "a.zarr").content
 
 
+# Of CAMS: name in our truth's files -> paramId of ECMWF
+PARAMETERS = {"u10": 165, "v10": 166, "t2m": 167, "d2m": 168, "sp": 134, "pm2p5": 210073, "pm10": 210074, "so2": 210122,
+              "no2": 210121, "co": 210123, "go3": 210203}  # fmt: skip
+
+
+def test_cams_in_grib_has_the_values_of_the_same_in_netcdf(static: list[str], tmp_path: Path) -> None:
+    """Surface and model level in one file, analyses by reference time and a step of 0."""
+    eccodes = pytest.importorskip("eccodes")
+    with open(tmp_path / "cams.grib", "wb") as out:
+        for file in cams_surface_and_level(tmp_path):
+            with xr.open_dataset(file) as dataset:
+                for name in dataset.data_vars:
+                    for time in dataset["valid_time"].to_numpy():
+                        hour = str(time.astype("datetime64[h]"))
+                        message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib1")
+                        keys = {
+                            "Ni": len(LON1), "Nj": len(LAT1), "latitudeOfFirstGridPointInDegrees": LAT1[-1],
+                            "latitudeOfLastGridPointInDegrees": LAT1[0], "longitudeOfFirstGridPointInDegrees": LON1[0],
+                            "longitudeOfLastGridPointInDegrees": LON1[-1], "iDirectionIncrementInDegrees": 0.5,
+                            "jDirectionIncrementInDegrees": 0.5, "dataDate": int(hour[:10].replace("-", "")),
+                            "dataTime": 100 * int(hour[11:13]), "paramId": PARAMETERS[str(name)], "bitsPerValue": 24,
+                        }  # fmt: skip
+                        if file.name == "data_mlev.nc":
+                            keys |= {"typeOfLevel": "hybrid", "level": 60}
+                        for key, value in keys.items():
+                            eccodes.codes_set(message, key, value)
+                        eccodes.codes_set_values(message, dataset[name].sel(valid_time=time).to_numpy().ravel().astype("f8"))
+                        eccodes.codes_write(message, out)
+                        eccodes.codes_release(message)
+    assert values_agree(prepare("cams", tmp_path / "a.zarr", tmp_path / "cams.grib", *static), least=8 / 22)
+
+
+def test_grib_without_its_packages_says_which(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cams.grib").write_bytes(b"GRIB\0\0\0\2" + bytes(500) + b"7777")
+    monkeypatch.setitem(sys.modules, "cfgrib", None)
+    prepare("cams", tmp_path / "s.zarr", tmp_path / "cams.grib", *static, code=2)
+    assert "is GRIB, which is read with two more packages: pip install cfgrib eccodes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_pieces_of_era5_are_joined(packed: bool, plain: list[object], static: list[str], tmp_path: Path) -> None:
+    """Final analyses (expver 1) until an hour, preliminary ones (expver 5) after it; the other piece is missing."""
+    files = regular()
+    final = (np.arange(HOURS) < 15)[:, None, None]
+    for name in ("u", "v", "temp", "rh", "psfc"):
+        values = files[name].to_numpy()
+        pieces = np.stack([np.where(final, values, np.nan), np.where(final, np.nan, values)], 1)
+        files[name] = (("time", "expver", "lat", "lon"), pieces, files[name].attrs)
+    files["expver"] = ("expver", np.array([1, 5], "i4"))
+    names = ("u", "v", "temp", "rh", "psfc")
+    packing = {name: {"dtype": "i2", "scale_factor": float(files[name].max() - files[name].min()) / 6e4,
+                      "add_offset": float(files[name].mean()), "_FillValue": -32768} for name in names}  # fmt: skip
+    files.to_netcdf(tmp_path / "era5.nc", encoding=packing if packed else None)
+    assert values_agree(prepare("generic", tmp_path / "s.zarr", tmp_path / "era5.nc", *plain[1:], *static))
+
+
+def test_the_european_product_as_it_is_delivered(static: list[str], tmp_path: Path) -> None:
+    """Hours since a day that stands in a description, longitudes that wrap inside the domain, a micro sign of Latin-1."""
+    east = np.arange(-6.0, 6.1, 0.5)
+    lon, lat = np.meshgrid(east + 111.0, LAT1)  # the truth is that of 111 degrees farther east
+    with netCDF4.Dataset(tmp_path / "europe.nc", "w") as file:
+        for dim, size in (("time", HOURS), ("level", 1), ("latitude", len(LAT1)), ("longitude", len(east))):
+            file.createDimension(dim, size)
+        times = file.createVariable("time", "f4", ("time",))
+        times.units, times.long_name, times[:] = "hours", "ANALYSIS time from 20150301", np.arange(HOURS)
+        file.createVariable("latitude", "f4", ("latitude",))[:] = LAT1
+        file["latitude"].units = "degrees_north"
+        file.createVariable("longitude", "f4", ("longitude",))[:] = np.mod(east, 360.0)
+        file["longitude"].units = "degrees_east"
+        for name in TRUTH:
+            variable = file.createVariable(name, "f4", ("time", "level", "latitude", "longitude"))
+            variable[:] = truth(name, lat, lon, range(HOURS))[:, None]
+            unit = UNITS.get(name, "\xb5g/m3")
+            variable.setncattr("units", unit)
+    latin = (tmp_path / "europe.nc").read_bytes().replace("\xb5g/m3".encode(), b"\xb5g/m3\0")
+    (tmp_path / "europe.nc").write_bytes(latin)
+    store = tmp_path / "s.zarr"
+    target = ["--lat", "30", "34", "--lon", "-3", "3", "--grid", "8", "12", "--method", "bilinear"]
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    lon, lat = np.meshgrid(np.arange(-10.0, 10.1, 0.5), np.arange(25.0, 40.0, 0.5))
+    axes = {"lat": ("lat", lat[:, 0], {"units": "degrees_north"}), "lon": ("lon", lon[0], {"units": "degrees_east"})}
+    fields = {name: (("lat", "lon"), np.ones_like(lon)) for name in ("z", "people", "land")}
+    xr.Dataset(fields, axes).to_netcdf(tmp_path / "st.nc")
+    own = [f"--{option}={tmp_path}/st.nc:{name}" for option, name in zip(OPTIONS, fields, strict=True)]
+    given = ["prepare", "generic", store, tmp_path / "europe.nc", "--map", tmp_path / "map.yaml", *target, *own]
+    assert main([*map(str, given), "--train", "2015-03-01", "2015-03-01"]) == 0
+    opened = open_store(store)
+    assert values_agree(replace(opened, lon=opened.lon + 111.0))
+
+
 def test_wrf_chem_as_it_writes_it_and_the_level_that_its_refusal_asks_for(
     static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,7 +549,7 @@ def test_a_real_extreme_is_refused_until_it_is_judged(
 
 
 WRONG: dict[str, tuple[bytes, str]] = {
-    "GRIB": (b"GRIB\0\0\0\2" + bytes(500) + b"7777", "is GRIB: turn it into NetCDF first"),
+    "GRIB": (b"GRIB\0\0\0\2" + bytes(500) + b"7777", "is damaged or cut off GRIB"),
     "HDF4": (b"\x0e\x03\x13\x01" + bytes(500), "is HDF4: turn it into NetCDF first"),
     "GeoTIFF": (b"II*\0\x08\0\0\0" + bytes(300), "is a GeoTIFF: turn it into NetCDF first"),
     "page": (b"<!DOCTYPE html><html>404</html>", "is a web page or XML"),
@@ -478,7 +574,7 @@ def test_a_wrong_kind_of_file_is_told_by_its_first_bytes(
 REAL: list[tuple[str, str, float, float]] = [
     *(("ug m-3", text, 1.0, 0.0) for text in (
         "µg/m3", "µg/m³", "μg/m³", "ug m^-3", "ug/m^3", "µg m⁻³", "ugm-3", "ug.m-3", "microgram/m3", "ug m-3 ", "ug/m3\0",
-        "1e-9 kg m-3", "micrograms/m**3")),
+        "1e-9 kg m-3", "micrograms/m**3", "\ufffdg/m3")),
     ("ug m-3", "kg m**-3", 1e9, 0.0), ("ug m-3", "mg/m3", 1e3, 0.0),
     *(("K", text, 1.0, 0.0) for text in ("K", "degK", "kelvin", "Kelvin")),
     *(("K", text, 1.0, 273.15) for text in ("degC", "°C", "deg_C", "Celsius", "C", "degrees_celsius")),
@@ -502,6 +598,12 @@ def test_units_as_files_spell_them(canonical: str, text: str, factor: float, off
 )  # fmt: skip
 def test_mixing_ratios_by_mass_and_by_number(text: str, ratio: float | None) -> None:
     assert mass_mixing_ratio(text, "o3") == (None if ratio is None else pytest.approx(ratio, rel=1e-9))
+
+
+def test_a_unit_with_a_byte_that_cannot_be_read_is_not_taken_for_what_is_left_of_it() -> None:
+    """pint reads it as g m-3, a million times too much."""
+    with pytest.raises(DataError, match="cannot be turned into ug m-3"):
+        conversion("k\ufffdg/m3", "ug m-3", "x")
 
 
 def test_particles_have_no_molar_mass(plain: list[object], static: list[str], tmp_path: Path, capsys: Any) -> None:

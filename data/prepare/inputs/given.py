@@ -18,11 +18,11 @@ from pathlib import Path
 from data import DataError
 
 ENDINGS = (".nc", ".nc3", ".nc4", ".cdf", ".grd", ".netcdf")  # searched for in directories and archives
+GRIB_ENDINGS = (".grib", ".grb", ".grib1", ".grb1", ".grib2", ".grb2")  # in directories only: its library wants files
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 # (what a file begins with, what it is and what to do with it)
 KINDS: tuple[tuple[bytes, str], ...] = (
-    (b"GRIB", "GRIB: turn it into NetCDF first, as with `grib_to_netcdf` or cfgrib's `to_netcdf`"),
     (b"\x0e\x03\x13\x01", "HDF4: turn it into NetCDF first, as with `h4tonccf_nc4` or `ncl_convert2nc`"),
     (b"II*\0", "a GeoTIFF: turn it into NetCDF first, as with `gdal_translate -of netCDF`"),
     (b"MM\0*", "a GeoTIFF: turn it into NetCDF first, as with `gdal_translate -of netCDF`"),
@@ -49,7 +49,8 @@ def expand(given: list[str], listed: Path | None = None) -> list[Path]:
     for argument in [*given, *filter(None, lines)]:
         here = list(_files_of(argument))
         if not here:
-            why = "there is no NetCDF file or zarr store in it" if Path(argument).exists() else "there is no such file"
+            nothing = "there is no NetCDF file or zarr store in it (GRIB in an archive has to be unpacked first)"
+            why = nothing if Path(argument).exists() else "there is no such file"
             raise DataError(f"{argument} cannot be read: {why}.")
         found |= set(here)
     if not found:
@@ -91,6 +92,11 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in (".zgroup", ".zmetadata", "zarr.json"))
 
 
+def is_grib(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GRIB"
+
+
 def described(path: Path) -> str:
     """What a file that is no NetCDF is, and what to do; empty where that is not known."""
     with path.open("rb") as file:
@@ -115,7 +121,7 @@ def _files_of(argument: str) -> Iterator[Path]:
 
 def _searched(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.is_dir() or path.name.endswith((*ENDINGS, *ARCHIVES)):
+        if path.is_dir() or path.name.endswith((*ENDINGS, *GRIB_ENDINGS, *ARCHIVES)):
             yield from _files_of(str(path))
 
 

@@ -15,6 +15,7 @@ from data import DataError
 from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.headers import Header, read_header
+from data.prepare.sources.hours import PIECES
 from data.prepare.sources.spellings import DEFAULT_CLOCK, DEW_POINT, Clock, Named, read_as
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
@@ -221,7 +222,7 @@ class _Found:
             )
 
     def _require_same_dimensions(self, dataset: xr.Dataset, name: str, spelt: str, dims: Dimensions, path: Path) -> None:
-        levels = [str(d) for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in dims]
+        levels = [str(d) for d in dataset[spelt].dims if dataset.sizes[d] > 1 and d not in (*dims, PIECES)]
         if len(levels) > 1 or (levels and self.fields[name].level is None):
             raise DataError(
                 f"{path}: '{spelt}' has more than one of {', '.join(levels)}: say which in a map, as  {name}: {{name: {spelt}, "

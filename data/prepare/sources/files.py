@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Container, Hashable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ UNREADABLE = (OSError, RuntimeError, zlib.error)  # of the libraries of NetCDF a
 
 @contextmanager
 def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
-    """A NetCDF file, one in an archive, or a zarr store, as tidy.py leaves it; times raw; fill values and packing are decoded
+    """A NetCDF file, one in an archive, GRIB, or a zarr store, as tidy.py leaves it; times raw, fill values and packing decoded
     unless `encoded`.
 
     Raises:
@@ -70,8 +71,40 @@ def _as_it_is(path: Path, encoded: bool) -> xr.Dataset:
         return xr.open_dataset(xr.backends.NetCDF4DataStore(content), cache=False, **how)
     if path.is_dir():
         return xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").is_file(), **how)
+    if given.is_grib(path):
+        return _from_grib(path)
     netcdf3.require_whole(path)
     return xr.open_dataset(path, engine="netcdf4", cache=False, **how)
+
+
+def _from_grib(path: Path) -> xr.Dataset:
+    """The fields of a GRIB file, whatever their levels: one level a field, or a map says which."""
+    try:
+        import cfgrib  # an optional extra
+        from gribapi.errors import GribInternalError
+    except ImportError as error:
+        raise DataError(
+            f"{path} is GRIB, which is read with two more packages: pip install cfgrib eccodes. Or turn it into NetCDF "
+            "first, as with `grib_to_netcdf`."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            parts = cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": "", "errors": "raise"}, decode_times=False)
+    except GribInternalError as error:
+        raise DataError(f"{path} is damaged or cut off GRIB ({error}): fetch it again.") from error
+    fields: dict[str, xr.DataArray] = {}
+    for name, array in ((str(name), array) for part in parts for name, array in part.data_vars.items()):
+        if name in fields:
+            raise DataError(
+                f"{path} holds '{name}' more than once, as at several kinds of levels: keep one, as with `grib_copy`."
+            )
+        about = [c for c, value in array.coords.items() if value.ndim == 0 and c not in ("time", "step", "valid_time")]
+        fields[name] = array.drop_vars(about)
+    try:
+        return xr.merge(fields.values(), join="exact", compat="override", combine_attrs="override")
+    except ValueError as error:
+        raise DataError(f"{path} holds fields of different hours or grids: split it by kind, as with `grib_copy`.") from error
 
 
 def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:

@@ -16,9 +16,12 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
+from data.prepare.inputs import given
 from data.prepare.sources.files import opened, opened_plainly, spelling
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions, at_places
+
+PIECES = "expver"  # ERA5's final and its preliminary analyses, each missing where the other one is
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def stored_hours(path: Path, asked: dict[str, Asked]) -> Iterator[tuple[str, Sto
     Raises:
         DataError: the file is damaged.
     """
-    if path.is_dir() or any(one.dims.period for one in asked.values()):
+    by_xarray = path.exists() and (path.is_dir() or given.is_grib(path))
+    if by_xarray or any(one.dims.period for one in asked.values()):
         with opened(path, encoded=True) as dataset:
             for name, one in asked.items():
                 yield name, _from_dataset(dataset, one)
@@ -80,10 +84,11 @@ def _from_dataset(dataset: xr.Dataset, asked: Asked) -> Stored:
     name, dims = spelling(dataset.data_vars, asked.named), asked.dims
     assert name is not None
     array = dataset[name]
-    level = [d for d in array.dims if d not in dims and array.sizes[d] > 1]
+    level = [d for d in array.dims if d not in (*dims, PIECES) and array.sizes[d] > 1]
     array = at_places(array.isel(dict.fromkeys(level, asked.named.level)), dims, asked.places)
-    extra = [d for d in array.dims if d not in (dims.time, dims.y, dims.x) and array.sizes[d] == 1]
-    return Stored(name, array.squeeze(extra).transpose(dims.time, dims.y, dims.x).to_numpy(), array.attrs)
+    axes = _axes(list(map(str, array.dims)), dims)
+    extra = [d for d in array.dims if d not in axes]
+    return _joined(Stored(name, array.squeeze(extra).transpose(*axes).to_numpy(), array.attrs))
 
 
 def _from_netcdf(file: netCDF4.Dataset, asked: Asked) -> Stored:
@@ -94,7 +99,7 @@ def _from_netcdf(file: netCDF4.Dataset, asked: Asked) -> Stored:
     wanted: list[slice | int] = []
     kept = []
     for dim, size in zip(variable.dimensions, variable.shape, strict=True):
-        if dim in dims:
+        if dim in (*dims, PIECES):
             kept.append(dim)
             wanted.append(slice(first, last + 1) if dim == dims.time else slice(None))
         else:
@@ -102,7 +107,25 @@ def _from_netcdf(file: netCDF4.Dataset, asked: Asked) -> Stored:
     values = np.asarray(variable[tuple(wanted)])
     if dims.time not in kept:  # the one hour of the file stands beside its fields
         values, kept = values[None], [dims.time, *kept]
-    values = values.transpose([kept.index(dim) for dim in (dims.time, dims.y, dims.x)])
+    values = values.transpose([kept.index(dim) for dim in _axes(kept, dims)])
     if last - first + 1 != len(asked.places) or (np.diff(asked.places) != 1).any():
         values = values[asked.places - first]
-    return Stored(name, values, {key: variable.getncattr(key) for key in variable.ncattrs()})
+    return _joined(Stored(name, values, {key: variable.getncattr(key) for key in variable.ncattrs()}))
+
+
+def _axes(there: list[str], dims: Dimensions) -> list[str]:
+    """Dimensions in our order."""
+    return [dims.time, *([PIECES] if PIECES in there else []), dims.y, dims.x]
+
+
+def _joined(stored: Stored) -> Stored:
+    """One analysis of each hour, of several pieces (n, pieces, H, W) where the first that has a value is taken."""
+    if stored.values.ndim == 3:
+        return stored
+    joined = stored.values[:, 0].copy()
+    for piece in range(1, stored.values.shape[1]):
+        missing = np.isnan(joined) if joined.dtype.kind == "f" else np.zeros(joined.shape, bool)
+        for fill in _fill_values(stored):
+            missing |= joined == fill
+        joined[missing] = stored.values[:, piece][missing]
+    return Stored(stored.name, joined, stored.attributes)

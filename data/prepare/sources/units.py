@@ -23,6 +23,7 @@ MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.010, "o3": 47.998, "nh3": 
 LIKELY = {"ug m-3": ("mg m-3", "g m-3", "kg m-3"), "K": ("degC",), "%": ("1",), "Pa": ("hPa", "kPa"), "m s-1": ("km h-1",)}
 SPELLINGS = {"mb": "millibar", "mbar": "millibar", "(0 - 1)": "1", "(0-1)": "1", "0-1": "1", "0 - 1": "1", "fraction": "1"}
 SPELLINGS |= {"degrees_celsius": "degC", "degree_celsius": "degC", "c": "degC", "k": "K", "ugm-3": "ug m-3", "pa": "Pa"}
+UNREADABLE = "\ufffd"  # what a byte that is not UTF-8 is read as: often a micro sign, or one of degrees
 PARTS = {"ppm": 1e-6, "ppb": 1e-9, "ppt": 1e-12}  # by volume, which is by number of molecules
 NOT_A_UNIT = (pint.errors.PintError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError)  # of any text
 
@@ -86,11 +87,15 @@ def units_of(named: Named, attributes: dict[str, Any]) -> str:
 
 def _spelt(units: str) -> str:
     text = units.replace("\0", "").strip()
+    if text.startswith(UNREADABLE):  # of Latin-1 in a library that expects UTF-8
+        text = text.replace(UNREADABLE + "g", "ug").replace(UNREADABLE + "C", "degC")
     return SPELLINGS.get(text.lower(), text)
 
 
 @cache
 def _in_canonical(number: float, text: str, canonical: str) -> float:
+    if UNREADABLE in text:  # pint leaves it out, and takes what is left for the unit
+        raise ValueError(text)
     for spelling in (text, text.lower(), text.lower().rstrip("s")):
         try:
             unit = REGISTRY.parse_expression(spelling)
