@@ -82,7 +82,7 @@ def test_evaluation_agrees_with_numpy_on_persistence(trained: Path) -> None:
     store = open_store(trained.parent / "small.zarr")
     assert result["fingerprints"]["data"] == store.fingerprint
     chemistry = np.asarray(zarr.open_group(store.path, mode="r")["chemistry"], "f8")
-    first, last = store.split("test")
+    ((first, last),) = store.splits["test"]
     area = np.cos(np.deg2rad(store.lat))[:, None] * store.static["domain_mask"]
     for name in ("pm25", "o3"):
         for lead in (6, 12):

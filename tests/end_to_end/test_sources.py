@@ -548,10 +548,50 @@ def test_a_real_extreme_is_refused_until_it_is_judged(
     assert np.array_equal(field[3, 4], expected, equal_nan=True)
 
 
+def write_tiff(path: Path, values: np.ndarray, crs: str, description: str = "") -> str:
+    rasterio = pytest.importorskip("rasterio")
+    north_west = rasterio.transform.from_origin(99.875, 40.125, 0.25, 0.25)
+    about = {"height": values.shape[0], "width": values.shape[1], "count": 2, "dtype": "float32", "crs": crs, "nodata": -9.0}
+    with rasterio.open(path, "w", driver="GTiff", transform=north_west, **about) as raster:
+        raster.write(np.stack([values, values + 1000.0]).astype("f4"))
+        raster.set_band_description(1, description)
+    return str(path)
+
+
+def test_static_fields_from_geotiff(
+    plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows from the north, bands by their descriptions or numbers, missing values as the file states them."""
+    lat, lon = np.arange(40.0, 24.9, -0.25), np.arange(100.0, 122.1, 0.25)
+    people = np.repeat(200.0 + 10 * (lat[:, None] - 32), len(lon), 1)
+    people[-1] = -9.0
+    file = write_tiff(tmp_path / "gpw.tif", people, "EPSG:4326", "density")
+    prepare("generic", tmp_path / "s.zarr", *plain, *static[:2], "--population", file, *static[4:], code=2)
+    assert "holds density, band_2: say which as FILE:VARIABLE" in capsys.readouterr().err
+    for name, more in (("density", 0.0), ("band_2", 1000.0)):
+        store = prepare(
+            "generic", tmp_path / f"{name}.zarr", *plain, *static[:2], "--population", f"{file}:{name}", *static[4:]
+        )
+        assert store
+        expected = np.repeat(200.0 + 10 * (store.lat[:, None] - 32), len(store.lon), 1) + more
+        np.testing.assert_allclose(store.static["population"], expected, rtol=1e-4)
+    metres = write_tiff(tmp_path / "utm.tif", people, "EPSG:32649")
+    prepare("generic", tmp_path / "u.zarr", *plain, *static[:2], "--population", metres, *static[4:], code=2)
+    assert "is not on latitudes and longitudes: `gdalwarp -t_srs EPSG:4326`" in capsys.readouterr().err
+
+
+def test_a_geotiff_without_its_package_says_which(
+    plain: list[object], static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tif").write_bytes(b"II*\0\x08\0\0\0" + bytes(300))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    prepare("generic", tmp_path / "s.zarr", *plain, *static[:2], "--population", tmp_path / "x.tif", *static[4:], code=2)
+    assert "is a GeoTIFF, which is read with one more package: pip install rasterio" in capsys.readouterr().err
+
+
 WRONG: dict[str, tuple[bytes, str]] = {
     "GRIB": (b"GRIB\0\0\0\2" + bytes(500) + b"7777", "is damaged or cut off GRIB"),
     "HDF4": (b"\x0e\x03\x13\x01" + bytes(500), "is HDF4: turn it into NetCDF first"),
-    "GeoTIFF": (b"II*\0\x08\0\0\0" + bytes(300), "is a GeoTIFF: turn it into NetCDF first"),
     "page": (b"<!DOCTYPE html><html>404</html>", "is a web page or XML"),
     "JSON": (b'{"error": "quota"}', "is JSON, often an error message"),
     "gzip": (b"\x1f\x8b" + bytes(100), "compressed by gzip: unpack it first"),

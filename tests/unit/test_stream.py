@@ -46,7 +46,7 @@ def test_order_never_changes() -> None:
 
 
 def test_samples_stay_inside_their_split_and_skip_missing_hours(tiny: Store) -> None:
-    first, last = tiny.split("train")
+    ((first, last),) = tiny.splits["train"]
     missing = {group: share.copy() for group, share in tiny.missing.items()}
     missing["chemistry"][first + 20] = 1.0  # a wholly missing hour can be neither analysis nor truth
     index = index_samples(replace(tiny, missing=missing), "train", [6, 12], None, "none", 0)

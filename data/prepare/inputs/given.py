@@ -24,8 +24,6 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOF
 # (what a file begins with, what it is and what to do with it)
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x0e\x03\x13\x01", "HDF4: turn it into NetCDF first, as with `h4tonccf_nc4` or `ncl_convert2nc`"),
-    (b"II*\0", "a GeoTIFF: turn it into NetCDF first, as with `gdal_translate -of netCDF`"),
-    (b"MM\0*", "a GeoTIFF: turn it into NetCDF first, as with `gdal_translate -of netCDF`"),
     (b"<", "a web page or XML, often an error page of a download: look at it, and fetch the file again"),
     (b"{", "JSON, often an error message of a download: look at it, and fetch the file again"),
     (b"version https://git-lfs", "a git-LFS pointer: fetch the file itself with `git lfs pull`"),
@@ -93,8 +91,11 @@ def is_zarr(path: Path) -> bool:
 
 
 def is_grib(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GRIB"
+    return _begins(path, b"GRIB")
+
+
+def is_tiff(path: Path) -> bool:
+    return _begins(path, b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def described(path: Path) -> str:
@@ -104,6 +105,11 @@ def described(path: Path) -> str:
     if not first:
         return "empty: the copy or download failed"
     return next((what for beginning, what in KINDS if first.lstrip().startswith(beginning)), "")
+
+
+def _begins(path: Path, *firsts: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in firsts
 
 
 def _files_of(argument: str) -> Iterator[Path]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-import zlib
 from collections.abc import Container, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import cf_xarray  # noqa: F401 - gives datasets their .cf
-import netCDF4
 import numpy as np
 import xarray as xr
 
 from data import DataError
 from data.prepare.grids.grid import Grid, wrapped
-from data.prepare.inputs import given, netcdf3
+from data.prepare.inputs.opening import as_it_is, refused_by_name
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, tidied
-
-UNREADABLE = (OSError, RuntimeError, zlib.error)  # of the libraries of NetCDF and zarr
 
 
 @contextmanager
@@ -31,80 +25,8 @@ def opened(path: Path, encoded: bool = False) -> Iterator[xr.Dataset]:
     Raises:
         DataError: it is something else, or truncated, when it is opened or while it is read.
     """
-    with _refused_by_name(path), _as_it_is(path, encoded) as dataset:
+    with refused_by_name(path), as_it_is(path, encoded) as dataset:
         yield tidied(dataset, path)
-
-
-@contextmanager
-def opened_plainly(path: Path) -> Iterator[netCDF4.Dataset]:
-    """A NetCDF file as its own library gives it, values as they are stored.
-
-    Raises:
-        DataError: as `opened`.
-    """
-    archive = given.archive_of(path)
-    with _refused_by_name(path):
-        if archive is None:
-            netcdf3.require_whole(path)
-        content = None if archive is None else given.read_member(path, archive)
-        with netCDF4.Dataset(path, memory=content) as file:
-            file.set_auto_maskandscale(False)
-            yield file
-
-
-@contextmanager
-def _refused_by_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UNREADABLE as error:
-        what = given.described(path) if path.is_file() else ""
-        if what:
-            raise DataError(f"{path} is {what}.") from error
-        raise DataError(f"{path} cannot be read ({error}): it is damaged or cut off. Fetch it again.") from error
-
-
-def _as_it_is(path: Path, encoded: bool) -> xr.Dataset:
-    how: dict[str, Any] = {"decode_times": False, "mask_and_scale": not encoded}
-    archive = given.archive_of(path)
-    if archive is not None:
-        content = netCDF4.Dataset(path.name, memory=given.read_member(path, archive))
-        return xr.open_dataset(xr.backends.NetCDF4DataStore(content), cache=False, **how)
-    if path.is_dir():
-        return xr.open_zarr(path, chunks=None, consolidated=(path / ".zmetadata").is_file(), **how)
-    if given.is_grib(path):
-        return _from_grib(path)
-    netcdf3.require_whole(path)
-    return xr.open_dataset(path, engine="netcdf4", cache=False, **how)
-
-
-def _from_grib(path: Path) -> xr.Dataset:
-    """The fields of a GRIB file, whatever their levels: one level a field, or a map says which."""
-    try:
-        import cfgrib  # an optional extra
-        from gribapi.errors import GribInternalError
-    except ImportError as error:
-        raise DataError(
-            f"{path} is GRIB, which is read with two more packages: pip install cfgrib eccodes. Or turn it into NetCDF "
-            "first, as with `grib_to_netcdf`."
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            parts = cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": "", "errors": "raise"}, decode_times=False)
-    except GribInternalError as error:
-        raise DataError(f"{path} is damaged or cut off GRIB ({error}): fetch it again.") from error
-    fields: dict[str, xr.DataArray] = {}
-    for name, array in ((str(name), array) for part in parts for name, array in part.data_vars.items()):
-        if name in fields:
-            raise DataError(
-                f"{path} holds '{name}' more than once, as at several kinds of levels: keep one, as with `grib_copy`."
-            )
-        about = [c for c, value in array.coords.items() if value.ndim == 0 and c not in ("time", "step", "valid_time")]
-        fields[name] = array.drop_vars(about)
-    try:
-        return xr.merge(fields.values(), join="exact", compat="override", combine_attrs="override")
-    except ValueError as error:
-        raise DataError(f"{path} holds fields of different hours or grids: split it by kind, as with `grib_copy`.") from error
 
 
 def read_static(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:

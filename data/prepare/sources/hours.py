@@ -17,7 +17,8 @@ import xarray as xr
 
 from data import DataError
 from data.prepare.inputs import given
-from data.prepare.sources.files import opened, opened_plainly, spelling
+from data.prepare.inputs.opening import opened_plainly
+from data.prepare.sources.files import opened, spelling
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions, at_places
 
