@@ -97,7 +97,7 @@ def pretend(config: Path, rank: int, size: int) -> None:
     from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
     from trainer.model.topoflow import TopoFlow
     from trainer.process import launch
-    from trainer.scores.errors import weighted_mse
+    from trainer.scores.errors import weighted_loss
 
     launch.skip_inference_operator()
     run = load(config, ["init_from=null"])
@@ -112,7 +112,7 @@ def pretend(config: Path, rank: int, size: int) -> None:
     engine = build_engine(model, run, resolve_deepspeed(ROOT / "ds_configs/zero1.json", run, size))
     batch, example, arguments = dataset.prepare(first_batch(dataset, rank, size))
     started = meter.reading()
-    engine.backward(weighted_mse(engine(*arguments), example.targets, example.weight).mean())
+    engine.backward(weighted_loss(engine(*arguments), example.targets, example.weight).mean())
     set_learning_rates(engine, 0, run)
     engine.step()
     print(json.dumps(started | {"with_step": meter.reading()["seconds"], "position": batch.position}))

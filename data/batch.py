@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from data import DataError
+from data.channels.channels import Channels, Read
+from data.channels.sun import cosine_of_zenith, season
 from data.store.layout import Store
 
 
@@ -17,7 +19,7 @@ from data.store.layout import Store
 class Batch:
     """Raw fields of B samples, in the units of their variables, NaN where missing."""
 
-    fields: dict[str, Tensor]  # group -> (B, V, H, W) at t, of the groups that the run reads
+    fields: dict[str, Tensor]  # what is read, by its key: "weather" (B, V, H, W) at t, "weather@-6h", "weather@+lead"
     target: Tensor  # (B, V, H, W) chemistry at t + lead
     lead_hours: Tensor  # (B,) float32
     rank: Tensor  # (B, N) int64, place of every patch along the wind
@@ -70,7 +72,7 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
 class Example:
     """What the model and the loss see, on the device."""
 
-    inputs: Tensor  # (B, V, H, W) normalised, missing cells at the training mean
+    inputs: Tensor  # (B, V, H, W) normalised, missing cells at the training mean; V as in Channels.names
     targets: Tensor  # (B, T, H, W) normalised; 0 where missing
     weight: Tensor  # (B, T, H, W) area x domain x validity, mean 1 over the domain where nothing is missing
     missing_inputs: Tensor  # () share of input cells that were filled
@@ -83,15 +85,15 @@ class Normalizer:
     to a mean of one over the domain.
     """
 
-    def __init__(self, store: Store, inputs: list[str], targets: list[str], device: torch.device) -> None:
-        held = store.contents
-        held.require([*inputs, *targets], str(store.path))
+    def __init__(self, store: Store, channels: Channels, targets: list[str], device: torch.device) -> None:
+        held, inputs = store.contents, list(channels.inputs)
+        held.require([*inputs, *channels.future, *targets], str(store.path))
         for name in targets:
             if held.group(name) != "chemistry":
                 raise DataError(f"target '{name}' is not a pollutant; possible: {held.names('chemistry')}.")
         self.inputs, self.targets, self.statistics = inputs, targets, store.statistics
         self.device = device
-        self.groups = held.read_for(inputs)
+        self.channels, self.reads = channels, channels.reads(held)
 
         def column(names: list[str], key: str) -> Tensor:
             return torch.tensor([store.statistics[n][key] for n in names], device=device)[:, None, None].float()
@@ -100,7 +102,8 @@ class Normalizer:
             if not store.statistics[name]["std"] > 0.0:
                 raise DataError(f"{store.path}: '{name}' is constant and cannot be normalised: remove it from data.inputs.")
 
-        self.input_mean, self.input_std = column(inputs, "mean"), column(inputs, "std")
+        stored = [name for name, _ in channels.stored]
+        self.input_mean, self.input_std = column(stored, "mean"), column(stored, "std")
         self.target_mean, self.target_std = column(targets, "mean"), column(targets, "std")
         self.static = torch.stack([torch.from_numpy(store.static[n]) for n in held.names("static")]).to(device)
         cosine = np.cos(np.deg2rad(store.lat))[:, None] * store.static["domain_mask"]
@@ -108,7 +111,10 @@ class Normalizer:
             raise DataError(f"{store.path}: domain_mask is empty; there is nothing to train on.")
         self.area = torch.from_numpy(cosine * cosine.size / cosine.sum()).float().to(device)
         self._target_channels = [held.channel(name) for name in targets]
-        self._places = [(held.group(name), held.channel(name)) for name in inputs]
+        self._places = [(Read(held.group(name), back).key, held.channel(name)) for name, back in channels.stored]
+        hours = (store.times.astype("datetime64[h]") - np.datetime64("1970-01-01T00", "h")).astype("f8")
+        self._hours = torch.from_numpy(hours).to(device)  # since 1970, of every time index
+        self._lat, self._lon = (torch.from_numpy(np.asarray(axis, "f8")).to(device) for axis in (store.lat, store.lon))
 
     def __call__(self, batch: Batch) -> Example:
         """Normalise; a missing input becomes the training mean, a missing target gets zero weight."""
@@ -118,11 +124,13 @@ class Normalizer:
         target = batch.target[:, self._target_channels]
         known = torch.isfinite(target)
         targets = torch.where(known, (target - self.target_mean) / self.target_std, 0.0)
+        if self.channels.derived:
+            inputs = torch.cat([inputs, self._derived(batch)], 1)
         return Example(inputs, targets, known * self.area, (~valid).float().mean())
 
     def physical(self, targets: Tensor) -> Tensor:
-        """Normalised (B, T, H, W) targets -> ug m-3."""
-        return targets * self.target_std + self.target_mean
+        """Normalised (B, T, H, W) targets -> ug m-3, none of them negative."""
+        return (targets * self.target_std + self.target_mean).clamp(min=0.0)
 
     def persistence(self, batch: Batch) -> Tensor:
         """The pollutants at t as a forecast of t + lead, (B, T, H, W) ug m-3, NaN where missing."""
@@ -131,6 +139,19 @@ class Normalizer:
     def truth(self, batch: Batch) -> Tensor:
         """(B, T, H, W) ug m-3 at t + lead, NaN where missing."""
         return batch.target[:, self._target_channels]
+
+    def _derived(self, batch: Batch) -> Tensor:
+        """(B, D, H, W) of time and place alone."""
+        hours = self._hours[torch.from_numpy(batch.hours).to(self.device)]
+        valid = hours + batch.lead_hours.double()
+        planes = []
+        for key in self.channels.derived:
+            if key == "sun":
+                planes += [cosine_of_zenith(time, self._lat, self._lon) for time in (hours, valid)]
+            else:
+                shape = (len(hours), len(self._lat), len(self._lon))
+                planes += [part[:, None, None].expand(shape) for part in season(hours)]
+        return torch.stack(planes, 1).float()
 
     def _stack(self, batch: Batch) -> Tensor:
         groups = batch.fields | {"static": self.static.expand(len(batch.lead_hours), -1, -1, -1)}

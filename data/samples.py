@@ -14,8 +14,11 @@ from functools import lru_cache
 import numpy as np
 
 from data import DataError
+from data.channels.channels import Read
 from data.store.layout import Store
 from data.wind_scan.cache import ScanCache
+
+AT_T = (Read("weather"), Read("chemistry"))
 
 
 @dataclass(frozen=True)
@@ -61,27 +64,33 @@ def index_samples(
     scan: ScanCache | None,
     mode: str,
     seed: int,
-    groups: Sequence[str] = ("weather", "chemistry"),
+    reads: Sequence[Read] = AT_T,
 ) -> SampleIndex:
     """All (t, h) with t and t + h inside the split, both present in the data, and a known wind at t.
 
     So no target of one split lies in another, nor in what is left out between them.
 
     Args:
-        groups: what is read at t.
+        reads: what is read of every sample beside its truth.
 
     Raises:
         DataError: no sample is left.
     """
     inside = store.inside(split)
-    present = {group: np.less(store.missing[group], 1.0).any(axis=1) for group in {*groups, "chemistry"}}
-    usable = np.logical_and.reduce([present[group] for group in groups])
+    groups = {"chemistry", *(read.group for read in reads)}
+    present = {group: np.less(store.missing[group], 1.0).any(axis=1) for group in groups}
+    usable = np.ones(len(inside), bool)
+    for read in reads:
+        if read.back is not None:
+            usable[read.back :] &= present[read.group][: len(usable) - read.back]
+            usable[: read.back] = False
+    later = ["chemistry", *(read.group for read in reads if read.back is None)]
     if scan is not None:
         usable &= scan.usable(mode)
     pairs = []
     for lead in lead_hours:
         t = np.flatnonzero(inside[: max(0, len(inside) - lead)] & inside[lead:])
-        t = t[np.logical_and(usable[t], present["chemistry"][t + lead])]
+        t = t[np.logical_and.reduce([usable[t], *(present[group][t + lead] for group in later)])]
         pairs.append((t, np.full(len(t), lead)))
     t, lead_of = (np.concatenate(column) for column in zip(*pairs, strict=True))
     missing = [lead for lead, (times, _) in zip(lead_hours, pairs, strict=True) if not len(times)]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.samples import SampleIndex, positions_of_rank, step_start
+from data.channels.channels import Read
+from data.samples import AT_T, SampleIndex, positions_of_rank, step_start
 from data.store.layout import Store
 from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
@@ -41,11 +42,12 @@ class Stream:
         prefetch: int,
         patches: int,
         pin: bool,
-        groups: Sequence[str] = ("weather", "chemistry"),
+        reads: Sequence[Read] = AT_T,
     ) -> None:
         self.store, self.index, self.scan, self.mode = store, index, scan, mode
         self.prefetch, self.patches, self.pin = prefetch, patches, pin
-        self._readers = {group: ShardReader(store, group) for group in groups}
+        self.reads = reads
+        self._readers = {group: ShardReader(store, group) for group in {"chemistry", *(read.group for read in reads)}}
         self._threads = ThreadPoolExecutor(min(READERS, prefetch + 1), thread_name_prefix="reader")
 
     def training(
@@ -95,7 +97,8 @@ class Stream:
 
     def _batch(self, plan: _Planned) -> Batch:
         t, lead = self.index.t[plan.numbers], self.index.lead[plan.numbers]
-        fields = {group: self._fields(reader, t) for group, reader in self._readers.items()}
+        hours = {read: t + lead if read.back is None else t - read.back for read in self.reads}
+        fields = {read.key: self._fields(self._readers[read.group], at) for read, at in hours.items()}
         target = self._fields(self._readers["chemistry"], t + lead)
         if self.scan is None:
             rank = np.broadcast_to(np.arange(self.patches), (len(t), self.patches)).copy()

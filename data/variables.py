@@ -108,11 +108,6 @@ class Contents:
         """Place of a variable in its group."""
         return self.names(self.group(name)).index(name)
 
-    def read_for(self, wanted: Iterable[str]) -> tuple[str, ...]:
-        """Groups with time that some variables lie in; and chemistry, in which the forecast is scored."""
-        used = {"chemistry", *(self.group(name) for name in wanted)}
-        return tuple(group for group in self.dynamic if group in used)
-
     def require(self, wanted: Iterable[str], where: str) -> None:
         """Raise DataError, with the nearest spelling, for the first name that is not held."""
         held = [variable.name for members in self.groups.values() for variable in members]

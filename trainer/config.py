@@ -8,109 +8,17 @@ One clock counts everything: optimizer steps.
 from __future__ import annotations
 
 import math
-import os
-import re
-from datetime import date
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data import Refusal
-from data.variables import BY_NAME, MODEL_INPUTS, MODEL_TARGETS
+from trainer.config_data import Data, LocalPath, Section, WindScan
 from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture
 
 
 class ConfigError(Refusal):
     """The configuration is wrong; the message names the key and the remedy."""
-
-
-def _expanded(path: Path) -> Path:
-    """Absolute at once, since a run directory is read from elsewhere too; `~` and `$VAR` mean what a shell makes of them."""
-    text = os.path.expandvars(os.path.expanduser(path))
-    unset = re.search(r"\$(\w+|\{\w+\})", text)
-    if unset:
-        raise ValueError(f"{path}: the environment variable {unset[0]} is not set")
-    if "\0" in text:
-        raise ValueError(f"{text!r} is not a path")
-    return Path(text).absolute()
-
-
-def _ranges(given: Any) -> Any:
-    """A split may be one range of days or a list of them."""
-    one = isinstance(given, list) and len(given) == 2 and not any(isinstance(day, list | tuple) for day in given)
-    return [given] if one else given
-
-
-LocalPath = Annotated[Path, AfterValidator(_expanded)]
-
-
-Ranges = Annotated[list[tuple[date, date]], BeforeValidator(_ranges), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(Section):
-    store: LocalPath
-    inputs: list[str] = list(MODEL_INPUTS)
-    targets: list[str] = list(MODEL_TARGETS)
-    lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
-    prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
-    splits: dict[Literal["train", "validation", "test"], Ranges] | None = Field(
-        None, description="days, first and last, of every split, instead of the store's own; a list of such ranges, or one"
-    )
-    cache_dir: LocalPath | None = Field(None, description="on every node, a disk or memory that its ranks copy the store to")
-
-    @model_validator(mode="after")
-    def _check(self) -> Data:
-        for names in (self.inputs, self.targets):
-            if len(set(names)) != len(names):
-                raise ValueError(f"a variable is listed twice in {names}")
-        other = [t for t in self.targets if t in BY_NAME and BY_NAME[t].group != "chemistry"]
-        if other:
-            raise ValueError(f"targets {other} are not pollutants; possible: {', '.join(MODEL_TARGETS)}")
-        absent = [t for t in self.targets if t not in self.inputs]
-        if absent:
-            raise ValueError(f"targets {absent} must also be inputs: the network predicts its input channels")
-        if len(set(self.lead_hours)) != len(self.lead_hours) or min(self.lead_hours) < 1:
-            raise ValueError(f"lead_hours {self.lead_hours} must be different and at least 1")
-        if self.splits is not None:
-            self._require_splits(self.splits)
-        return self
-
-    def days(self) -> dict[str, list[tuple[str, str]]] | None:
-        """First and last day of every range of every split that the run chooses."""
-        if self.splits is None:
-            return None
-        return {name: [(str(first), str(last)) for first, last in ranges] for name, ranges in self.splits.items()}
-
-    @staticmethod
-    def _require_splits(splits: dict[Any, Ranges]) -> None:
-        absent = [name for name in ("train", "validation") if name not in splits]
-        if absent:
-            raise ValueError(f"splits must have {' and '.join(absent)}")
-        ranges = sorted((first, last, name) for name, days in splits.items() for first, last in days)
-        for (first, last, name), (after, _, other) in zip(ranges, [*ranges[1:], (date.max, date.max, "")], strict=True):
-            if last < first:
-                raise ValueError(f"splits.{name}: {first} .. {last} ends before it begins")
-            if after <= last:
-                raise ValueError(f"splits.{name} {first} .. {last} overlaps splits.{other}, which begins at {after}")
-
-
-class WindScan(Section):
-    mode: Literal["none", "global", "regional", "legacy"] = "regional"
-    cache: LocalPath | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> WindScan:
-        uncached = self.mode in ("none", "legacy")
-        if uncached and self.cache is not None:
-            raise ValueError(f"wind_scan.cache is not read when wind_scan.mode is {self.mode}: remove it")
-        if not uncached and self.cache is None:
-            raise ValueError(f"wind_scan.mode {self.mode} needs wind_scan.cache (python -m data wind-scan STORE)")
-        return self
 
 
 class Model(Section):
@@ -122,6 +30,9 @@ class Model(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     drop_path: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    predict: Literal["state", "change"] = Field(
+        "state", description="change: the analysis enters with a weight for each target and lead time, fitted, then learned"
+    )
     elevation_bias: bool = True
     alpha_init: float | None = None
     init_std: float = Field(0.02, gt=0, description="published value at width 768; 0.02 * sqrt(768 / width) elsewhere")
@@ -145,6 +56,13 @@ class Optimizer(Section):
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0, description="global gradient norm")
+
+
+class Loss(Section):
+    """Of normalised errors; the mean over targets and the weighted area."""
+
+    kind: Literal["squared", "absolute", "huber"] = "squared"
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="of targets; 1 where none is given")
 
 
 class Schedule(Section):
@@ -236,6 +154,7 @@ class Run(Section):
     wind_scan: WindScan = WindScan(mode="none")
     model: Model
     optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
     schedule: Schedule = Schedule()
     batch: Batch = Batch()
     validation: Validation = Validation()
@@ -253,6 +172,9 @@ class Run(Section):
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than the schedule's length "
                 f"({self.schedule.decay_steps or self.steps})"
             )
+        unknown = [name for name in self.loss.weights if name not in self.data.targets]
+        if unknown:
+            raise ValueError(f"loss.weights {unknown} are not among data.targets")
         if self.wind_scan.mode == "legacy" and self.data.inputs[:2] != ["u", "v"]:
             raise ValueError("wind_scan.mode legacy takes the wind from the first two inputs: they must be u, v")
         if self.wind_scan.mode == "legacy" and "elevation" not in self.data.inputs:
@@ -264,7 +186,7 @@ class Run(Section):
         own = self.model
         return Architecture(
             grid=own.grid,
-            variables=len(self.data.inputs),
+            variables=len(self.data.channels().names),
             target_channels=tuple(self.data.inputs.index(name) for name in self.data.targets),
             patch=own.patch,
             width=own.width,
@@ -274,6 +196,7 @@ class Run(Section):
             drop_path=own.drop_path,
             dropout=own.dropout,
             elevation_bias=own.elevation_bias,
+            leads=tuple(self.data.lead_hours) if own.predict == "change" else (),
             alpha_init=0.01 if own.alpha_init is None else own.alpha_init,
             init_std=own.init_std,
             bias_floor=LEGACY_BIAS_FLOOR if self.wind_scan.mode == "legacy" else None,

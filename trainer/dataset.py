@@ -37,12 +37,12 @@ class Dataset:
 
     def index(self, split: str) -> SampleIndex:
         run, mode = self.run, self.run.wind_scan.mode
-        return index_samples(self.store, split, run.data.lead_hours, self.scan, mode, run.seed, self.normalizer.groups)
+        return index_samples(self.store, split, run.data.lead_hours, self.scan, mode, run.seed, self.normalizer.reads)
 
     def stream(self, index: SampleIndex) -> Stream:
         mode, patches = self.run.wind_scan.mode, len(self.elevation)
-        pin, groups = self.device.type == "cuda", self.normalizer.groups
-        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, pin, groups)
+        pin, reads = self.device.type == "cuda", self.normalizer.reads
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, pin, reads)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
         """A batch on the device, its normalised example, and the model's arguments."""
@@ -75,7 +75,7 @@ def open_dataset(run: Run, device: torch.device) -> Dataset:
     store, scan = on_main(lambda: _open(run))
     if run.data.cache_dir is not None and dist.is_initialized():
         store = copy_to_node(store, run.data.cache_dir)
-    normalizer = Normalizer(store, run.data.inputs, run.data.targets, device)
+    normalizer = Normalizer(store, run.data.channels(), run.data.targets, device)
     elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
     return Dataset(run, store, scan, normalizer, elevation, device)
 

@@ -39,7 +39,7 @@ DEEPSPEED_KEYS = (
     "data_types",
 )
 
-NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases")  # beside everything with one dimension
+NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight")  # beside everything with one dimension
 
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:

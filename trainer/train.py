@@ -11,7 +11,9 @@ import sys
 
 import torch
 
-from trainer.dataset import open_dataset
+from trainer.checkpoint.consistency import on_main
+from trainer.checkpoint.store import committed
+from trainer.dataset import Dataset, open_dataset
 from trainer.engine import build_engine, resolve_deepspeed
 from trainer.model.topoflow import TopoFlow
 from trainer.process.options import parse
@@ -24,6 +26,7 @@ from trainer.run.saver import Saver
 from trainer.run.skipped_steps import step_over
 from trainer.run.telemetry import Telemetry
 from trainer.run.validation import Validation
+from trainer.scores import blend
 from trainer.scores.expected_loss import require_expected
 
 log = logging.getLogger("trainer")
@@ -39,8 +42,7 @@ def train(job: Job) -> bool:
     deepspeed = resolve_deepspeed(job.options.deepspeed_config, run, world.size)
     dataset = open_dataset(run, world.device)
     samples, held_out = dataset.index("train"), dataset.index("validation")
-    torch.manual_seed(run.seed)  # every rank builds the same weights
-    network = TopoFlow(run.architecture()).to(world.device)
+    network = new_network(dataset)
     present = start.describe(run, dataset, network, deepspeed, world.size)
     begun = start.begin(run, network, present, job.options.allow_change, dataset.store.earlier)
     engine = build_engine(network, run, deepspeed)
@@ -88,6 +90,16 @@ def train(job: Job) -> bool:
     if not course.finished:
         log.info("stopped at step %d (%s); start the same command again to continue", course.step, stop.why)
     return course.finished
+
+
+def new_network(dataset: Dataset) -> TopoFlow:
+    """The network with the same random weights on every rank; rank 0's start the run where there is no checkpoint."""
+    run = dataset.run
+    torch.manual_seed(run.seed)
+    network = TopoFlow(run.architecture()).to(dataset.device)
+    if run.model.predict == "change" and not committed(run.run_dir):
+        on_main(lambda: blend.fit(network, dataset))
+    return network
 
 
 def starts_as_expected(validation: Validation, job: Job) -> bool:

@@ -116,7 +116,7 @@ def scan_that_is_not_read() -> Iterator[Options]:
 
 @contextmanager
 def loss_that_is_not_finite() -> Iterator[Options]:
-    with mock.patch.object(network, "weighted_mse", lambda f, t, w: f.mean((0, 2, 3)) * torch.nan):
+    with mock.patch.object(network, "weighted_loss", lambda f, t, w, k: f.mean((0, 2, 3)) * torch.nan):
         yield []
 
 

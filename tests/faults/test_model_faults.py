@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.batch import Normalizer
+from data.channels.channels import Channels
 from data.samples import index_samples
 from data.store.layout import Store
 from data.stream import Stream
@@ -223,7 +224,7 @@ def test_f43_one_missing_pixel_stays_one_missing_pixel(tiny: Store) -> None:
     batch.fields["weather"].nan_to_num_()
     for tensor in (batch.fields["chemistry"], batch.target):
         tensor.copy_(torch.where(torch.isnan(tensor), 5.0, tensor))
-    normalizer = Normalizer(tiny, list(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
+    normalizer = Normalizer(tiny, Channels(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
     complete = normalizer(batch)
     batch.fields["chemistry"][0, 0, 3, 4] = torch.nan
     batch.target[1, 2, 8, 9] = torch.nan

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from trainer.scores.errors import ErrorSums, weighted_mse
+from trainer.scores.errors import ErrorSums, weighted_loss
 
 
 def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> None:
@@ -39,13 +40,48 @@ def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> Non
                 assert float(table[name][variable, column]) == pytest.approx(value, rel=1e-12), name
 
 
+def test_the_interval_of_the_skill_is_that_of_whole_days_drawn_again() -> None:
+    """Against a loop over resamples of whole days, with the days themselves; and batches in another order."""
+    rng = np.random.default_rng(1)
+    samples = 40
+    day, lead = rng.integers(3, 12, samples), rng.choice([12, 24], samples)
+    forecast, truth, before = rng.normal(10, 3, (3, samples, 1, 3, 4))
+    forecast += 0.6 * (truth - forecast) * (day[:, None, None, None] % 3 > 0)
+    given = [torch.from_numpy(a) for a in (forecast, truth, before)]
+    whole, parts = (ErrorSums(1, [12, 24], torch.device("cpu"), blocks=20) for _ in range(2))
+    area = torch.ones(3, 4)
+    whole.add(*given, area, torch.from_numpy(lead), torch.from_numpy(day))
+    for part in (slice(20, 40), slice(0, 20)):
+        parts.add(*(a[part] for a in given), area, torch.from_numpy(lead[part]), torch.from_numpy(day[part]))
+    torch.testing.assert_close(whole.skill_interval(), parts.skill_interval())
+    low, high = (bound.numpy() for bound in whole.skill_interval(resamples=4000))
+    days, own = np.unique(day), np.random.default_rng(2)
+    for column, hours in enumerate((12, 24)):
+        squares = [[((a - truth)[(day == d) & (lead == hours)] ** 2).sum() for d in days] for a in (forecast, before)]
+        drawn = own.integers(0, len(days), (4000, len(days)))
+        skill = 1 - np.array(squares[0])[drawn].sum(1) / np.array(squares[1])[drawn].sum(1)
+        assert float(low[0, column]) == pytest.approx(np.quantile(skill, 0.025), abs=0.02)
+        assert float(high[0, column]) == pytest.approx(np.quantile(skill, 0.975), abs=0.02)
+        assert low[0, column] < float(whole.table()["skill"][0, column]) < high[0, column]
+
+
+@pytest.mark.parametrize("kind", ["squared", "absolute", "huber"])
+def test_kinds_of_loss_are_those_of_torch(kind: str) -> None:
+    torch.manual_seed(0)
+    forecast, target = 2.0 * torch.randn(2, 3, 2, 4, 5)
+    weight = torch.rand(3, 2, 4, 5)
+    own = {"squared": functional.mse_loss, "absolute": functional.l1_loss, "huber": functional.huber_loss}[kind]
+    each = own(forecast, target, reduction="none") * (2.0 if kind == "huber" else 1.0)  # torch halves the square there
+    torch.testing.assert_close(weighted_loss(forecast, target, weight, kind), (weight * each).mean((0, 2, 3)))
+
+
 def test_loss_of_a_batch_is_the_mean_of_its_parts_and_ignores_missing_targets() -> None:
     torch.manual_seed(0)
     forecast, target = torch.randn(2, 4, 3, 5, 6)
     weight = torch.rand(4, 3, 5, 6)
     weight[1, 2] = 0.0
-    whole = weighted_mse(forecast, target, weight)
-    parts = torch.stack([weighted_mse(forecast[i : i + 2], target[i : i + 2], weight[i : i + 2]) for i in (0, 2)])
+    whole = weighted_loss(forecast, target, weight)
+    parts = torch.stack([weighted_loss(forecast[i : i + 2], target[i : i + 2], weight[i : i + 2]) for i in (0, 2)])
     torch.testing.assert_close(whole, parts.mean(0))
     target[1, 2] = 1e6
-    torch.testing.assert_close(weighted_mse(forecast, target, weight), whole)
+    torch.testing.assert_close(weighted_loss(forecast, target, weight), whole)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data import DataError
 from data.batch import Normalizer
+from data.channels.channels import Channels
 from data.samples import SampleIndex, index_samples, positions_of_rank, step_start
 from data.store.layout import Store
 from data.stream import Stream
@@ -110,7 +111,7 @@ def test_listed_samples_are_shared_equally_and_counted_once(tiny: Store, world: 
 def test_normalisation_weights_and_units(tiny: Store) -> None:
     index = index_samples(tiny, "train", [12], None, "none", 1)
     batch = next(Stream(tiny, index, None, "none", 0, 128, False).training(0, 4, 1, 1, 0))
-    normalizer = Normalizer(tiny, list(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
+    normalizer = Normalizer(tiny, Channels(MODEL_INPUTS), list(MODEL_TARGETS), torch.device("cpu"))
     example = normalizer(batch)
     for channel, name in enumerate(MODEL_INPUTS):
         s = tiny.statistics[name]
@@ -132,12 +133,12 @@ def test_normalisation_weights_and_units(tiny: Store) -> None:
 def test_constant_input_is_refused(tiny: Store) -> None:
     statistics = tiny.statistics | {"population": tiny.statistics["population"] | {"std": 0.0}}
     with pytest.raises(DataError, match="'population' is constant"):
-        Normalizer(replace(tiny, statistics=statistics), ["population"], ["o3"], torch.device("cpu"))
+        Normalizer(replace(tiny, statistics=statistics), Channels(["population"]), ["o3"], torch.device("cpu"))
 
 
 def test_unknown_variable_is_refused_with_the_nearest(tiny: Store) -> None:
     with pytest.raises(DataError, match="unknown variable 'pm2_5'. Did you mean 'pm25'"):
-        Normalizer(tiny, ["pm2_5"], ["o3"], torch.device("cpu"))
+        Normalizer(tiny, Channels(["pm2_5"]), ["o3"], torch.device("cpu"))
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.lists(st.tuples(st.integers(0, 80), st.integers(1, 12)), max_size=4))

@@ -35,15 +35,20 @@ def show(result: dict[str, Any]) -> None:
 
     from data.command_line import console
 
-    title = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
-    table = Table("pollutant", "units", "lead", "RMSE", "MAE", "bias", "persistence RMSE", "skill", title=title)
+    title = f"{result['split']} split, {result['samples']} samples, step {result['step']}; weather {result['weather']}"
+    table = Table("pollutant", "units", "lead", "RMSE", "MAE", "bias", "persistence RMSE", "skill", "95 %", title=title)
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
             values = ["-" if s[k] is None else f"{s[k]:.2f}" for k in ("rmse", "mae", "bias", "persistence_rmse")]
             skill = "-" if s["skill"] is None else f"{s['skill']:+.3f}"
-            style = "green" if (s["skill"] or 0) > 0 else "red"
-            table.add_row(name, s["units"], lead, *values, f"[{style}]{skill}[/]")
+            known = s["skill_low"] is not None
+            style = "green" if known and s["skill_low"] > 0 else "red" if known and s["skill_high"] < 0 else "default"
+            ends = f"{s['skill_low']:+.3f} .. {s['skill_high']:+.3f}" if known else "-"
+            table.add_row(name, s["units"], lead, *values, f"[{style}]{skill}[/]", ends)
         table.add_section()
     screen = console()
     screen.print(table)
-    screen.print("skill = 1 - MSE / MSE of persistence: 1 is perfect, 0 is as good as assuming nothing changes")
+    screen.print(
+        "skill = 1 - MSE / MSE of persistence: 1 is perfect, 0 is as good as assuming nothing changes; coloured where its "
+        "interval, of days drawn with replacement, excludes 0"
+    )

@@ -25,6 +25,7 @@ class Architecture:
     alpha_init: float = 0.01
     init_std: float = 0.02  # of linear weights and patch projections
     bias_floor: float | None = None  # legacy mode only
+    leads: tuple[int, ...] = ()  # where the analysis is added to the output, with a weight for each target and lead time
     recompute: str = "none"  # none | attention | blocks: what is computed again in the backward pass instead of kept
 
     @property
@@ -68,4 +69,5 @@ def parameter_count(arch: Architecture) -> int:
     lead_time = 2 * width
     block = 4 * width + 4 * (width * width + width) + 2 * width * hidden + hidden + width
     head = 2 * (width * width + width) + (width + 1) * variables * area
-    return embedding + aggregation + lead_time + arch.depth * block + int(arch.elevation_bias) + 2 * width + head
+    added = len(arch.leads) * len(arch.target_channels)
+    return embedding + aggregation + lead_time + arch.depth * block + int(arch.elevation_bias) + 2 * width + head + added

@@ -19,7 +19,7 @@ from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding,
 from trainer.model.flash import inverse
 from trainer.model.layers import DropPath, Mlp, trunc_normal_
 
-START_AT_ZERO = ("var_query", "proj_biases")  # parameters with more than one dimension that need not vary
+START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight")  # parameters with more than one dimension that need not vary
 
 
 class Block(nn.Module):
@@ -54,6 +54,9 @@ class TopoFlow(nn.Module):
     """
 
     head_rows: Tensor
+    leads: Tensor
+    target_channels: Tensor
+    analysis_weight: Tensor | None
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -84,6 +87,10 @@ class TopoFlow(nn.Module):
         )
         rows_of_targets = torch.arange(arch.variables * arch.patch**2).view(arch.patch**2, arch.variables)
         self.register_buffer("head_rows", rows_of_targets[:, list(arch.target_channels)].flatten(), persistent=False)
+        self.register_buffer("target_channels", torch.tensor(arch.target_channels), persistent=False)
+        self.register_buffer("leads", torch.tensor(arch.leads, dtype=torch.float32), persistent=False)
+        shape = len(arch.target_channels), len(arch.leads)
+        self.analysis_weight = nn.Parameter(torch.zeros(shape)) if arch.leads else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -106,7 +113,7 @@ class TopoFlow(nn.Module):
             rank: (B, N) int64 place of each raster patch along the wind; arange(N) for no scan.
 
         Returns:
-            (B, T, H, W) normalised targets, in the weights' dtype.
+            (B, T, H, W) normalised targets, in the weights' dtype; fp32 where the analysis is added.
 
         Raises:
             ValueError: an argument has the wrong shape.
@@ -127,7 +134,15 @@ class TopoFlow(nn.Module):
         hidden = self.head[:-1](self.norm(tokens))
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
-        return self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
+        forecast = self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
+        return forecast if self.analysis_weight is None else forecast.float() + self._of_analysis(x, lead_hours)
+
+    def _of_analysis(self, x: Tensor, lead_hours: Tensor) -> Tensor:
+        """(B, T, H, W) fp32: the share of the analysis' anomaly that is still there, a number for each target and lead time."""
+        place = torch.argmin((lead_hours[:, None].float() - self.leads.float()).abs(), 1)
+        assert self.analysis_weight is not None
+        weight = self.analysis_weight.T[place].float()  # (B, T)
+        return weight[:, :, None, None] * x[:, self.target_channels].float()
 
     def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> None:
         batch, tokens = x.shape[0], self.arch.patches[0] * self.arch.patches[1]

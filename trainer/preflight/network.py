@@ -18,7 +18,7 @@ from trainer.foreign.weights import network_with
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.preflight.report import Failed, Subject
 from trainer.run import start
-from trainer.scores.errors import weighted_mse
+from trainer.scores.errors import weighted_loss
 from trainer.scores.scoring import validation_loss
 
 LEAST_BIAS = 1e-3  # of scores: the highest patch would get 0.1 % less weight than the lowest one; below is F03
@@ -116,7 +116,7 @@ def check_step(subject: Subject) -> str:
     start.load(engine, start.Start(Progress(), named=own))
     _, example, arguments = next(prepared(subject))
     started = time.monotonic()
-    loss = weighted_mse(engine(*arguments), example.targets, example.weight).mean()
+    loss = weighted_loss(engine(*arguments), example.targets, example.weight, subject.run.loss.kind).mean()
     engine.backward(loss)
     set_learning_rates(engine, 0, subject.run)
     engine.step()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from data.variables import PUBLISHED
+from data.channels.channels import STATIC
 from trainer.config import Run
 from trainer.model.architecture import parameter_count, training_flops
 
@@ -77,8 +77,8 @@ def checkpoint_bytes(parameters: int) -> float:
 
 def sample_bytes(run: Run) -> float:
     """Read for one sample: inputs with time at t, targets at t + lead, float32; more where a run leaves some of a group out."""
-    static = PUBLISHED.names("static")
-    fields = sum(name not in static for name in run.data.inputs) + len(run.data.targets)
+    stored = run.data.channels().stored
+    fields = sum(name not in STATIC for name, _ in stored) + len(run.data.targets)
     return 4.0 * fields * run.model.grid[0] * run.model.grid[1]
 
 

@@ -12,13 +12,20 @@ import torch.distributed as dist
 
 from data.batch import Batch, ahead_on_device
 from data.samples import SampleIndex
+from trainer.config import Run
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of, guard_plain_step, set_learning_rates, step_was_skipped
 from trainer.model.architecture import training_flops
 from trainer.process.launch import World
 from trainer.run.course import Course
 from trainer.run.window import Window, measure_matrix_rate
-from trainer.scores.errors import weighted_mse
+from trainer.scores.errors import weighted_loss
+
+
+def importance(run: Run, device: torch.device) -> torch.Tensor:
+    """(T,) factor of every target in the loss; 1 in the mean."""
+    weights = torch.tensor([run.loss.weights.get(name, 1.0) for name in run.data.targets], device=device)
+    return weights * len(weights) / weights.sum()
 
 
 class Learner:
@@ -30,6 +37,7 @@ class Learner:
         self.accumulation = course.run.batch.accumulation(world.size)
         self._samples = samples
         self._flops = training_flops(course.run.architecture(), course.run.batch.micro)
+        self._importance = importance(course.run, world.device)
         self._batches = self._from_here()
         self._matrix_rate = measure_matrix_rate(world.device, dtype_of(course.run))
         self.window = self._new_window()
@@ -64,9 +72,9 @@ class Learner:
         computing = time.perf_counter()
         forecast = self.engine(*arguments)
         self.window.forward += time.perf_counter() - computing  # on a GPU, of launching its work
-        losses = weighted_mse(forecast, example.targets, example.weight)
+        losses = weighted_loss(forecast, example.targets, example.weight, self.course.run.loss.kind)
         self.window.add(losses.detach(), example.weight.mean((0, 2, 3)), example.missing_inputs, batch)
-        loss, limit = losses.mean(), self.course.loss_limit
+        loss, limit = (losses * self._importance).mean(), self.course.loss_limit
         if limit is not None and last and self.window.is_spike(limit):
             loss = loss * torch.nan  # so all ranks skip the update together
         self.engine.backward(loss)

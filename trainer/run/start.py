@@ -105,8 +105,9 @@ def look_back(
     if run.resume == "never":
         raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
     remembered = store.manifest(found)
-    changes = same_run.compare(found, remembered, present, allow_change, earlier)
     before = validate(remembered.config, str(found / "manifest.json"))
+    remembered.config = before.model_dump(mode="json")  # with what keys that came later mean where they are not written
+    changes = same_run.compare(found, remembered, present, allow_change, earlier)
     progress = replace(remembered.progress)
     _warn_of_ignored(run, before, found)
     rates = [engines.learning_rate(r.optimizer.lr, progress.step, r.steps, r.schedule) for r in (before, run)]

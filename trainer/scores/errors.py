@@ -9,8 +9,8 @@ from torch import Tensor
 from data.batch import Normalizer
 
 
-def weighted_mse(forecast: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of each variable, averaged over samples and the weighted area.
+def weighted_loss(forecast: Tensor, target: Tensor, weight: Tensor, kind: str = "squared") -> Tensor:
+    """Loss of each variable, averaged over samples and the weighted area: squared or absolute error, or Huber's (1964).
 
     The divisor is the number of cells, not of valid ones: weights have mean one over a complete domain, so a missing
     cell contributes nothing, and a batch split over ranks has the mean of its parts.
@@ -21,11 +21,18 @@ def weighted_mse(forecast: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (T,) fp32.
     """
-    return (weight * (forecast.float() - target) ** 2).mean(dim=(0, 2, 3))
+    error = forecast.float() - target
+    if kind == "squared":
+        each = error**2
+    elif kind == "absolute":
+        each = error.abs()
+    else:  # squared up to one deviation, and from there on a line with the same slope
+        each = torch.where(error.abs() < 1.0, error**2, 2.0 * error.abs() - 1.0)
+    return (weight * each).mean(dim=(0, 2, 3))
 
 
 class ErrorSums:
-    """Weighted sums of errors per (variable, lead time); fp64, so that any order of ranks and batches agrees.
+    """Weighted sums of errors per (variable, lead time, block); fp64, so that any order of ranks and batches agrees.
 
     Kinds: squared error, absolute error and error of the forecast, and their weight; squared errors of persistence and
     of the forecast where both exist, and their weight.
@@ -33,18 +40,31 @@ class ErrorSums:
 
     KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "comparable_squared", "comparable_weight")
 
-    def __init__(self, variables: int, lead_hours: list[int], device: torch.device) -> None:
+    def __init__(self, variables: int, lead_hours: list[int], device: torch.device, blocks: int = 1) -> None:
+        """
+        Args:
+            blocks: parts of the period, as days, that are resampled for intervals.
+        """
         self.lead_hours = lead_hours
-        shape = (len(self.KINDS), variables, len(lead_hours))
+        shape = (len(self.KINDS), variables, len(lead_hours), blocks)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def add(self, forecast: Tensor, truth: Tensor, persistence: Tensor, area: Tensor, lead_hours: Tensor) -> None:
+    def add(
+        self,
+        forecast: Tensor,
+        truth: Tensor,
+        persistence: Tensor,
+        area: Tensor,
+        lead_hours: Tensor,
+        block: Tensor | None = None,
+    ) -> None:
         """Add samples.
 
         Args:
             forecast, truth, persistence: (B, T, H, W) in the same units; NaN where truth or persistence is missing.
             area: (H, W) weights.
             lead_hours: (B,).
+            block: (B,) int64, in which block each sample lies; by default in the first.
         """
         truth, forecast, persistence = truth.double(), forecast.double(), persistence.double()
         known, comparable = torch.isfinite(truth), torch.isfinite(truth) & torch.isfinite(persistence)
@@ -62,8 +82,10 @@ class ErrorSums:
                 (area.double() * comparable).sum((2, 3)),
             ]
         )  # (kind, B, T)
+        block = torch.zeros_like(lead_hours, dtype=torch.int64) if block is None else block
         for column, lead in enumerate(self.lead_hours):
-            self.sums[:, :, column] += per_sample[:, lead_hours == lead].sum(1)
+            mine = lead_hours == lead
+            self.sums[:, :, column].index_add_(2, block[mine], per_sample[:, mine].transpose(1, 2))
 
     def all_reduce(self) -> None:
         """Sum over all ranks of the default process group, if there is one."""
@@ -76,7 +98,7 @@ class ErrorSums:
 
         NaN where no cell was valid.
         """
-        squared, absolute, error, persistence, weight, comparable, comparable_weight = self.sums
+        squared, absolute, error, persistence, weight, comparable, comparable_weight = self.sums.sum(-1)
         mse, persistence_mse = squared / weight, persistence / comparable_weight
         return {
             "rmse": mse.sqrt(),
@@ -86,8 +108,27 @@ class ErrorSums:
             "skill": 1.0 - comparable / persistence,
         }
 
+    def skill_interval(self, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """(T, L) fp64 each: the 2.5 and 97.5 % quantile of the skill when blocks are drawn with replacement (Efron 1979).
+
+        NaN where no cell was comparable.
+        """
+        persistence, comparable = (
+            self.sums[self.KINDS.index("persistence_squared")],
+            self.sums[self.KINDS.index("comparable_squared")],
+        )
+        there = comparable.sum((0, 1)) > 0
+        drawn = int(there.sum())
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(max(drawn, 1), (resamples, drawn), generator=generator)
+        times = torch.zeros((resamples, drawn), dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
+        times = times.to(self.sums.device)
+        sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (comparable, persistence)]
+        skill = 1.0 - sums[0] / sums[1]
+        return torch.quantile(skill, 0.025, -1), torch.quantile(skill, 0.975, -1)
+
 
 def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
     """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
-    squared, weight = sums.sums[0].sum(1), sums.sums[4].sum(1)
+    squared, weight = sums.sums[0].sum((1, 2)), sums.sums[4].sum((1, 2))
     return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())

@@ -27,7 +27,7 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
     micro = forecaster.run.batch.micro
     batches = dataset.stream(index).listed(numbers, micro)
     shown = track(batches, "evaluating", total=-(-len(numbers) // micro), console=Console(stderr=True))
-    sums = score(forecaster.model, shown, dataset)
+    sums = score(forecaster.model, shown, dataset, by_day=True)
     return {
         "checkpoint": str(forecaster.checkpoint),
         "step": forecaster.manifest.step,
@@ -37,12 +37,21 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
         "period": [str(times[index.t.min()]), str(times[index.t.max()])],
         "loss": normalised_loss(sums, dataset.normalizer),
         "baseline": "persistence",
+        "interval": "95 %, days drawn with replacement 1000 times",
+        "weather": given_weather(forecaster),
         "scores": _by_pollutant(sums, [dataset.store.contents.variable(name) for name in dataset.normalizer.targets]),
     }
 
 
+def given_weather(forecaster: Forecaster) -> str:
+    """What a score must say of the weather that the forecast was made with."""
+    future = forecaster.run.data.future
+    return f"perfect (analysed) at the valid time: {', '.join(future)}" if future else "of the analysis"
+
+
 def _by_pollutant(sums: ErrorSums, targets: list[Variable]) -> dict[str, dict[str, dict[str, Any]]]:
     table = sums.table()
+    table["skill_low"], table["skill_high"] = sums.skill_interval()
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for row, variable in enumerate(targets):
         scores[variable.name] = {}

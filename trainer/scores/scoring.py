@@ -16,22 +16,29 @@ from trainer.scores.errors import ErrorSums, normalised_loss
 
 @torch.no_grad()
 def score(
-    model: Callable[..., Tensor], batches: Iterable[Batch], dataset: Dataset, interrupted: Callable[[], bool] = lambda: False
+    model: Callable[..., Tensor],
+    batches: Iterable[Batch],
+    dataset: Dataset,
+    interrupted: Callable[[], bool] = lambda: False,
+    by_day: bool = False,
 ) -> ErrorSums:
     """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out.
 
     Args:
+        by_day: keep the sums of every day of analyses apart, for intervals.
         interrupted: asked before each batch whether to end early, alike on all ranks; the sums are then of no use.
     """
     normalizer = dataset.normalizer
-    sums = ErrorSums(len(normalizer.targets), dataset.run.data.lead_hours, dataset.device)
+    days = len(dataset.store.times) // 24 + 1 if by_day else 1
+    sums = ErrorSums(len(normalizer.targets), dataset.run.data.lead_hours, dataset.device, days)
     for raw in batches:
         if interrupted():
             break
         batch, _, arguments = dataset.prepare(raw)
         forecast = normalizer.physical(model(*arguments).float())
         truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
-        sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours)
+        day = torch.from_numpy(batch.hours // 24).to(dataset.device) if by_day else None
+        sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours, day)
     return sums
 
 

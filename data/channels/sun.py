@@ -1,0 +1,43 @@
+"""The height of the sun and the season, from time and place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+J2000 = 262_980.0  # hours from 1970-01-01 00:00 to 2000-01-01 12:00, both UTC
+YEAR = 365.2425 * 24.0  # hours
+
+
+def cosine_of_zenith(hours: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
+    """Cosine of the angle between the sun and the zenith, 0 below the horizon; without refraction.
+
+    The almanac's low-precision formulas, 0.01 degrees between 1950 and 2050 (Michalsky 1988, Solar Energy 40, 227).
+
+    Args:
+        hours: (B,) float64 since 1970-01-01 00:00 UTC.
+        lat, lon: (H,) and (W,) float64 degrees.
+
+    Returns:
+        (B, H, W) float64.
+    """
+    days = (hours - J2000) / 24.0
+    mean_longitude = torch.remainder(280.460 + 0.9856474 * days, 360.0)
+    anomaly = torch.deg2rad(torch.remainder(357.528 + 0.9856003 * days, 360.0))
+    longitude = torch.deg2rad(mean_longitude + 1.915 * anomaly.sin() + 0.020 * (2 * anomaly).sin())
+    obliquity = torch.deg2rad(23.439 - 0.0000004 * days)
+    right_ascension = torch.atan2(obliquity.cos() * longitude.sin(), longitude.cos())
+    declination = torch.asin(obliquity.sin() * longitude.sin())
+    sidereal = torch.remainder(6.697375 + 0.0657098242 * days + torch.remainder(hours, 24.0), 24.0) * 15.0  # at Greenwich
+    hour_angle = torch.deg2rad(sidereal)[:, None] + torch.deg2rad(lon)[None] - right_ascension[:, None]  # (B, W)
+    up = torch.deg2rad(lat)
+    along, across = (declination.sin()[:, None] * up.sin())[:, :, None], (declination.cos()[:, None] * up.cos())[:, :, None]
+    return (along + across * hour_angle.cos()[:, None]).clamp(min=0.0)
+
+
+def season(hours: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of the time of the year, (B,) each; hours since 1970-01-01 00:00 UTC."""
+    angle = 2 * math.pi * hours / YEAR
+    return angle.sin(), angle.cos()
