@@ -183,6 +183,7 @@ def build_engine(model: nn.Module, run: Run, deepspeed_config: dict[str, Any]) -
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise ConfigError(f"DeepSpeed refuses its configuration: {error}") from error
+    engine.ema_decay = run.ema
     if unsharded_bf16 and exact:
         for parameter in engine.module.parameters():
             parameter.grad = None

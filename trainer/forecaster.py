@@ -30,11 +30,14 @@ class Forecaster:
     manifest: Manifest
 
 
-def load_forecaster(run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None) -> Forecaster:
+def load_forecaster(
+    run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None, raw: bool = False
+) -> Forecaster:
     """Rebuild the network of a checkpoint (default: the newest of `run_dir`) with the statistics it was trained with.
 
     Args:
         overrides: `key=value`, as data.store=PATH for a store that has moved.
+        raw: the weights themselves, also where the run keeps a running mean of them (`ema`).
 
     Raises:
         CheckpointError: none there, damaged, or the store or wind-scan cache is no longer the one it was trained on.
@@ -56,7 +59,8 @@ def load_forecaster(run_dir: Path, checkpoint: Path | None = None, overrides: li
             )
     model = TopoFlow(run.architecture())
     with store.reading(found):
-        weights = state.load_weights(found)
+        averaged = run.ema is not None and not raw
+        weights = state.load_averaged(found) if averaged else state.load_weights(found)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _, report = match(str(found), weights, expected, [], START_AT_ZERO)
     report.refuse_unless_complete()

@@ -11,6 +11,7 @@ from, and in the weights of the forward pass. `prove` then compares both, and th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from trainer.checkpoint import consistency
 from trainer.checkpoint.manifest import CheckpointError
 from trainer.checkpoint.store import manifest
 from trainer.checkpoint.zero import (
+    EMA,
     MOMENTS,
     create_states,
+    kinds_of,
     misplaced_masters,
     read_parameter,
     shape_of,
@@ -61,7 +64,7 @@ def capture(engine: Any) -> dict[Path, dict[str, Tensor]]:
         files[WEIGHTS_FILE] = weights
     for file, writer, names in shares({name: shape_of(p).numel() for name, p in trained.items()}, dist.get_world_size()):
         for name in names:
-            values = {f"{name}.{kind}": read_parameter(engine, trained[name], kind) for kind in MOMENTS}
+            values = {f"{name}.{kind}": read_parameter(engine, trained[name], kind) for kind in kinds_of(engine)}
             values[f"{name}.step"] = step_of_adam(engine)
             if dist.get_rank() == writer:
                 files.setdefault(file, {}).update({key: _published(value) for key, value in values.items()})
@@ -103,18 +106,33 @@ def restore(engine: Any, named: Named) -> None:
         value = _from_main(named.weights.get(name), shape_of(parameter), engine.device)
         write_parameter(engine, parameter, None, value)
         write_forward(parameter, value)
-        for kind in MOMENTS if parameter.requires_grad else ():
+        for kind in kinds_of(engine) if parameter.requires_grad else ():
             given = named.moments.get(f"{name}.{kind}")
-            write_parameter(
-                engine,
-                parameter,
-                kind,
-                _from_main(given, shape_of(parameter), engine.device) if with_moments else torch.zeros_like(value),
-            )
+            new = value if kind == EMA else torch.zeros_like(value)
+            kept = _from_main(given, shape_of(parameter), engine.device) if with_moments else new
+            write_parameter(engine, parameter, kind, kept)
     steps = [tensor for key, tensor in named.moments.items() if key.endswith(".step")]
     step = _from_main(steps[0] if steps else torch.zeros(()), torch.Size(()), engine.device)
     for state in states_of(engine):
         state["step"].fill_(step.item())
+
+
+@contextmanager
+def averaged(engine: Any) -> Iterator[None]:
+    """With the running mean of the weights in the forward pass, where one is kept; collective."""
+    if engine.ema_decay is None:
+        yield
+        return
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    held = [getattr(p, "ds_tensor", p).data.clone() for p in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            write_forward(parameter, read_parameter(engine, parameter, EMA))
+        try:
+            yield
+        finally:
+            for parameter, values in zip(parameters, held, strict=True):
+                getattr(parameter, "ds_tensor", parameter).data.copy_(values)
 
 
 def prove(engine: Any, recorded: dict[str, str]) -> None:
@@ -152,7 +170,9 @@ def hashes_of(named: Named, engine: Any) -> dict[str, str]:
         for name, parameter in engine.module.named_parameters():
             if parameter.requires_grad:
                 zeros = torch.zeros(shape_of(parameter))
-                moments |= {f"{name}.{kind}": zeros for kind in MOMENTS} | {f"{name}.step": torch.zeros(())}
+                new = {EMA: named.weights[name].reshape(zeros.shape)}
+                moments |= {f"{name}.{kind}": new.get(kind, zeros) for kind in kinds_of(engine)}
+                moments |= {f"{name}.step": torch.zeros(())}
     own = {name for name, _ in engine.module.named_parameters()}
     weights = {name: tensor for name, tensor in named.weights.items() if name in own}
     return consistency.hash_tensors((weights | moments).items())
@@ -167,7 +187,7 @@ def changed(named: Named, recorded: dict[str, str]) -> list[str]:
 def _everything(engine: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.module.named_parameters():
         yield name, read_parameter(engine, parameter, None)
-        for kind in MOMENTS if parameter.requires_grad else ():
+        for kind in kinds_of(engine) if parameter.requires_grad else ():
             yield f"{name}.{kind}", read_parameter(engine, parameter, kind)
         if parameter.requires_grad:
             yield f"{name}.step", step_of_adam(engine)
@@ -217,7 +237,7 @@ def _require_fitting(engine: Any, named: Named) -> bool:
     compare("weight", named.weights, {name: shape_of(p) for name, p in parameters.items()} | buffers)
     if named.moments:
         trained = {name: shape_of(p) for name, p in parameters.items() if p.requires_grad}
-        wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in MOMENTS}
+        wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in kinds_of(engine)}
         compare("optimizer state", named.moments, wanted | {f"{name}.step": torch.Size(()) for name in trained})
         steps = {float(tensor) for key, tensor in named.moments.items() if key.endswith(".step")}
         if len(steps) > 1:
@@ -248,6 +268,19 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
         CheckpointError: the file is absent or damaged.
     """
     return _load(checkpoint / WEIGHTS_FILE)
+
+
+def load_averaged(checkpoint: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name, with the running mean of those that have one.
+
+    Raises:
+        CheckpointError: a file is absent or damaged, or no mean was kept.
+    """
+    named = load(checkpoint)
+    means = {name: named.moments[f"{name}.{EMA}"] for name in named.weights if f"{name}.{EMA}" in named.moments}
+    if not means:
+        raise CheckpointError(f"{checkpoint} holds no running mean of the weights: its run had no `ema`.")
+    return named.weights | means
 
 
 def load(checkpoint: Path) -> Named:

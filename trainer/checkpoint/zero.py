@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.checkpoint.manifest import CheckpointError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EMA = "ema"  # running mean of the masters, kept where moments are: so it is cut, saved and restored like them
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
@@ -56,6 +57,18 @@ def _updated(engine: Any) -> list[Tensor]:
     return partitions or [tensor for group in inner_of(engine).param_groups for tensor in group["params"]]
 
 
+def kinds_of(engine: Any) -> tuple[str, ...]:
+    """What is kept of every trained parameter beside its value."""
+    return MOMENTS if engine.ema_decay is None else (*MOMENTS, EMA)
+
+
+def follow(engine: Any) -> None:
+    """Move the running mean of the weights towards what the last step made of them."""
+    if engine.ema_decay is not None:
+        for tensor in _updated(engine):
+            inner_of(engine).state[tensor][EMA].lerp_(tensor.detach(), 1.0 - engine.ema_decay)
+
+
 def states_of(engine: Any) -> list[dict[str, Tensor]]:
     state = inner_of(engine).state
     return [state[tensor] for tensor in _updated(engine) if tensor in state]
@@ -80,7 +93,7 @@ def create_states(engine: Any) -> None:
         if "step" not in state:
             place = tensor.device if inner.defaults["fused"] else torch.device("cpu")
             state["step"] = torch.zeros((), dtype=torch.float32, device=place)
-        for kind in MOMENTS:
+        for kind in kinds_of(engine):
             if kind not in state:
                 state[kind] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)

@@ -83,7 +83,7 @@ def export(checkpoint: Path, to: Path | None) -> None:
     from trainer.checkpoint import state
     from trainer.foreign.records import write_whole
 
-    weights = state.load_weights(checkpoint)
+    weights = state.load_weights(checkpoint) if m.config.get("ema") is None else state.load_averaged(checkpoint)
     # No network is built: the shape () of published scalars is the only difference to what the engine holds.
     weights = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.items()}
     if to.suffix == ".ckpt":

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     from trainer.forecaster import load_forecaster
     from trainer.scores.evaluation import evaluate
 
-    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides)
+    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     result = evaluate(forecaster, options.split, options.samples)
     path = options.run_dir / f"evaluation-{options.split}.json"
     path.write_text(json.dumps(result, indent=1))

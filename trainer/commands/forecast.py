@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     from trainer.forecaster import forecast, hour_of, load_forecaster
     from trainer.scores.netcdf import to_dataset
 
-    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides)
+    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     hour, leads = hour_of(forecaster, options.time), forecaster.run.data.lead_hours
     _, fields = forecast(forecaster, hour, leads)
     to_dataset(forecaster, hour, leads, fields).to_netcdf(options.out)

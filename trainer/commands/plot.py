@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     from trainer.forecaster import hour_of, load_forecaster
     from trainer.scores import figures
 
-    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides)
+    forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     folder = options.run_dir / "plots"
     folder.mkdir(exist_ok=True)
     leads = forecaster.run.data.lead_hours

@@ -98,7 +98,9 @@ def check_memory(subject: Subject) -> str:
     options = subject.options
     run = load(options.config, options.overrides)
     stage = subject.deepspeed["zero_optimization"]["stage"]
-    needed = plan.state_bytes(plan.parameters_of(run), run.precision, stage, options.world_size) + plan.activation_bytes(run)
+    needed = plan.state_bytes(
+        plan.parameters_of(run), run.precision, stage, options.world_size, run.ema is not None
+    ) + plan.activation_bytes(run)
     if options.gpu is None:
         return f"about {needed / 1e9:.2f} GB a rank under ZeRO {stage} (compare with --gpu)"
     gpu = plan.GPUS[options.gpu]
@@ -130,7 +132,7 @@ def check_space(subject: Subject) -> str:
     assert subject.run
     run = subject.run
     kept = run.checkpoint.keep_last + 3 + (run.steps // run.checkpoint.keep_every if run.checkpoint.keep_every else 0)
-    needed = kept * plan.checkpoint_bytes(plan.parameters_of(run))
+    needed = kept * plan.checkpoint_bytes(plan.parameters_of(run), run.ema is not None)
     free = shutil.disk_usage(next(p for p in [run.run_dir, *run.run_dir.parents] if p.exists())).free
     if needed > free:
         raise Failed(

@@ -44,13 +44,13 @@ def parameters_of(run: Run) -> int:
     return parameter_count(run.architecture())
 
 
-def state_bytes(parameters: int, precision: str, stage: int, ranks: int) -> float:
+def state_bytes(parameters: int, precision: str, stage: int, ranks: int, ema: bool = False) -> float:
     """Weights, gradients and AdamW's state of one rank under ZeRO (Rajbhandari et al. 2020, fig. 1), bytes.
 
     fp32 under ZeRO keeps a second fp32 copy of the rank's share as its masters.
     """
     weights, gradients = (2, 2) if precision == "bf16" else (4, 4)
-    optimizer = 12 if precision == "bf16" or stage > 0 else 8
+    optimizer = (12 if precision == "bf16" or stage > 0 else 8) + 4 * ema
     shares = [1 / ranks if stage >= first else 1 for first in (3, 2, 1)]
     return parameters * sum(size * share for size, share in zip((weights, gradients, optimizer), shares, strict=True))
 
@@ -70,9 +70,9 @@ def communication_bytes(parameters: int, precision: str, stage: int, ranks: int)
     return (3 if stage == 3 else 2) * parameters * each * (ranks - 1) / ranks
 
 
-def checkpoint_bytes(parameters: int) -> float:
-    """Weights and two moments in fp32, whatever the precision, ZeRO stage and number of ranks."""
-    return 12.0 * parameters
+def checkpoint_bytes(parameters: int, ema: bool = False) -> float:
+    """Weights, their running mean where one is kept, and two moments in fp32, whatever the precision, stage and ranks."""
+    return (16.0 if ema else 12.0) * parameters
 
 
 def sample_bytes(run: Run) -> float:
@@ -101,7 +101,10 @@ def tables(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int, samples: int |
     share_of = f"of {gpu.memory / 1e9:.0f} GB"
     memory = Table("ZeRO", "weights, gradients, optimizer", "activations", "a rank in all", share_of, title=title)
     for stage in ZERO_STAGES:
-        states, activations = state_bytes(parameters_of(run), run.precision, stage, ranks), activation_bytes(run)
+        states, activations = (
+            state_bytes(parameters_of(run), run.precision, stage, ranks, run.ema is not None),
+            activation_bytes(run),
+        )
         sizes = [f"{size / 1e9:.2f} GB" for size in (states, activations, states + activations)]
         memory.add_row(str(stage), *sizes, f"{100 * (states + activations) / gpu.memory:.0f} %")
     return [quantities, memory]
@@ -118,7 +121,7 @@ def _quantities(run: Run, ranks: int, gpu: Gpu, mfu: float, zero: int, samples: 
     communicate = sent / gpu.network
     step = compute + communicate
     rate = batch.total / step
-    size = checkpoint_bytes(parameters) / 1e6
+    size = checkpoint_bytes(parameters, run.ema is not None) / 1e6
     saved = run.steps // run.checkpoint.every
     files = 2 + math.ceil(2 * size / 3 / 1000)  # the optimizer's state in files of a gigabyte
     whole = f"{batch.total} = {batch.micro} micro x {accumulation} accumulated x {ranks} ranks"

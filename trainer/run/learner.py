@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from data.batch import Batch, ahead_on_device
 from data.samples import SampleIndex
+from trainer.checkpoint.zero import follow
 from trainer.config import Run
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of, guard_plain_step, set_learning_rates, step_was_skipped
@@ -54,7 +55,10 @@ class Learner:
             batch = next(self._batches)
             self.window.waited += time.perf_counter() - waiting
             self._learn_from(batch, last=number == self.accumulation - 1)
-        return not step_was_skipped(self.engine)
+        if step_was_skipped(self.engine):
+            return False
+        follow(self.engine)
+        return True
 
     def summary(self) -> dict[str, float]:
         """Metrics since the last status line; collective."""

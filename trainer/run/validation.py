@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from data.samples import SampleIndex
+from trainer.checkpoint.state import averaged
 from trainer.dataset import Dataset
 from trainer.process.stop import StopVote
 from trainer.run.course import Course
@@ -31,7 +32,8 @@ class Validation:
         """
         interrupted = (lambda: False) if self._course.finished else stop.agree_now
         self.engine.eval()
-        sums = score_evenly(self.engine, self._held_out, self.dataset, interrupted)
+        with averaged(self.engine):
+            sums = score_evenly(self.engine, self._held_out, self.dataset, interrupted)
         self.engine.train()
         if interrupted():
             return None
