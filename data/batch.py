@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,29 @@ class Example:
     missing_inputs: Tensor  # () share of input cells that were filled
 
 
+class _Scale:
+    """Some variables in physical units <-> in deviations from the training mean, of their logarithms where that is asked."""
+
+    def __init__(self, store: Store, names: list[str], logarithmic: Sequence[str], device: torch.device) -> None:
+        def column(key: str) -> Tensor:
+            keys = [f"log_{key}" if name in logarithmic else key for name in names]
+            numbers = [store.statistics[name][own] for name, own in zip(names, keys, strict=True)]
+            return torch.tensor(numbers, device=device)[:, None, None].float()
+
+        self.mean, self.std = column("mean"), column("std")
+        self._log = torch.tensor([name in logarithmic for name in names], device=device)[:, None, None]
+        self._any_log = any(name in logarithmic for name in names)
+
+    def normalised(self, fields: Tensor) -> Tensor:
+        if self._any_log:
+            fields = torch.where(self._log, fields.log1p(), fields)
+        return (fields - self.mean) / self.std
+
+    def physical(self, fields: Tensor) -> Tensor:
+        fields = fields * self.std + self.mean
+        return torch.where(self._log, fields.expm1(), fields) if self._any_log else fields
+
+
 class Normalizer:
     """Turns a raw batch into a normalised example, with the statistics of the store's training split.
 
@@ -95,16 +118,18 @@ class Normalizer:
         self.device = device
         self.channels, self.reads = channels, channels.reads(held)
 
-        def column(names: list[str], key: str) -> Tensor:
-            return torch.tensor([store.statistics[n][key] for n in names], device=device)[:, None, None].float()
-
         for name in inputs:
             if not store.statistics[name]["std"] > 0.0:
                 raise DataError(f"{store.path}: '{name}' is constant and cannot be normalised: remove it from data.inputs.")
 
-        stored = [name for name, _ in channels.stored]
-        self.input_mean, self.input_std = column(stored, "mean"), column(stored, "std")
-        self.target_mean, self.target_std = column(targets, "mean"), column(targets, "std")
+        flat = [name for name in channels.logarithmic if "log_mean" not in store.statistics[name]]
+        if flat:
+            raise DataError(
+                f"{store.path}: no statistics of the logarithms of {', '.join(flat)}: remove it from data.transform."
+            )
+        self._inputs = _Scale(store, [name for name, _ in channels.stored], channels.logarithmic, device)
+        self._targets = _Scale(store, targets, channels.logarithmic, device)
+        self.target_std = _Scale(store, targets, (), device).std  # ug m-3, of what scores are made of
         self.static = torch.stack([torch.from_numpy(store.static[n]) for n in held.names("static")]).to(device)
         cosine = np.cos(np.deg2rad(store.lat))[:, None] * store.static["domain_mask"]
         if not cosine.any():
@@ -120,17 +145,17 @@ class Normalizer:
         """Normalise; a missing input becomes the training mean, a missing target gets zero weight."""
         raw = self._stack(batch)
         valid = torch.isfinite(raw)
-        inputs = torch.where(valid, (raw - self.input_mean) / self.input_std, 0.0)
+        inputs = torch.where(valid, self._inputs.normalised(raw), 0.0)
         target = batch.target[:, self._target_channels]
         known = torch.isfinite(target)
-        targets = torch.where(known, (target - self.target_mean) / self.target_std, 0.0)
+        targets = torch.where(known, self._targets.normalised(target), 0.0)
         if self.channels.derived:
             inputs = torch.cat([inputs, self._derived(batch)], 1)
         return Example(inputs, targets, known * self.area, (~valid).float().mean())
 
     def physical(self, targets: Tensor) -> Tensor:
         """Normalised (B, T, H, W) targets -> ug m-3, none of them negative."""
-        return (targets * self.target_std + self.target_mean).clamp(min=0.0)
+        return self._targets.physical(targets).clamp(min=0.0)
 
     def persistence(self, batch: Batch) -> Tensor:
         """The pollutants at t as a forecast of t + lead, (B, T, H, W) ug m-3, NaN where missing."""

@@ -48,6 +48,7 @@ class Data(Section):
     lead_hours: list[int] = Field([12, 24, 48, 96], min_length=1)
     history: list[int] = Field([], description="hours before the analysis at which all inputs with time are given again")
     future: list[str] = Field([], description="variables that are given at the valid time: perfect (analysed) weather")
+    transform: dict[str, Literal["log1p"]] = Field({}, description="pollutants that are given and predicted as log(1 + x)")
     derived: list[Literal["sun", "day"]] = Field([], description="height of the sun at both times; season")
     prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
     splits: dict[Literal["train", "validation", "test"], Ranges] | None = Field(
@@ -62,6 +63,9 @@ class Data(Section):
                 raise ValueError(f"something is listed twice in {names}")
         if any(back < 1 for back in self.history):
             raise ValueError(f"history {self.history} counts hours before the analysis: each must be at least 1")
+        unused = [name for name in self.transform if name not in self.inputs]
+        if unused:
+            raise ValueError(f"transform {unused} is not among the inputs")
         polluted = [name for name in self.future if name in BY_NAME and BY_NAME[name].group in ("chemistry", "static")]
         if polluted:
             raise ValueError(f"future {polluted} are what is to be forecast, or do not change: future is for weather")
@@ -79,7 +83,7 @@ class Data(Section):
 
     def channels(self) -> Channels:
         """What the network is given."""
-        return Channels(self.inputs, self.history, self.future, self.derived)
+        return Channels(self.inputs, self.history, self.future, self.derived, tuple(self.transform))
 
     def days(self) -> dict[str, list[tuple[str, str]]] | None:
         """First and last day of every range of every split that the run chooses."""

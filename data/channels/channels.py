@@ -36,6 +36,7 @@ class Channels:
     history: Sequence[int] = ()  # hours back, each more than 0
     future: Sequence[str] = ()  # read at the valid time
     derived: Sequence[str] = ()  # keys of DERIVED
+    logarithmic: Sequence[str] = ()  # variables that are given and predicted as log(1 + x)
 
     @cached_property
     def with_time(self) -> list[str]:

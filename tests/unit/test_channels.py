@@ -96,6 +96,33 @@ def test_what_is_given_of_other_hours_is_what_the_store_holds(tiny: Store) -> No
         torch.testing.assert_close(inputs[row, channels.names.index("sun@+lead")], sun.float())
 
 
+def test_logarithms_are_normalised_by_their_own_statistics_and_come_back(tiny: Store) -> None:
+    """Given, predicted and turned back into ug m-3; other variables are not touched."""
+    plain, logarithmic = (
+        Normalizer(tiny, Channels(["u", "pm25", "o3"], logarithmic=names), ["pm25", "o3"], CPU) for names in ((), ("pm25",))
+    )
+    raw = next(
+        Stream(tiny, index_samples(tiny, "train", [7], None, "none", 0), None, "none", 0, 128, False).listed(np.arange(3), 3)
+    )
+    one, other = plain(raw), logarithmic(raw)
+    own = tiny.statistics["pm25"]
+    expected = np.nan_to_num((np.log1p(raw.fields["chemistry"][:, 0].double().numpy()) - own["log_mean"]) / own["log_std"])
+    np.testing.assert_allclose(other.inputs[:, 1].numpy(), expected, atol=1e-4)
+    for channel in (0, 2):
+        assert torch.equal(one.inputs[:, channel], other.inputs[:, channel])
+    truth = logarithmic.truth(raw)
+    known = torch.isfinite(truth)
+    torch.testing.assert_close(logarithmic.physical(other.targets)[known], truth[known], rtol=1e-4, atol=1e-3)
+    assert torch.equal(one.targets[:, 1], other.targets[:, 1])
+    assert float(logarithmic.physical(torch.full((1, 2, 16, 32), -99.0)).min()) == 0.0
+    assert torch.equal(logarithmic.target_std, plain.target_std)
+
+
+def test_logarithms_that_a_store_did_not_measure_are_refused(tiny: Store) -> None:
+    with pytest.raises(DataError, match="no statistics of the logarithms of temp"):
+        Normalizer(tiny, Channels(["temp", "pm25"], logarithmic=["temp"]), ["pm25"], CPU)
+
+
 def test_samples_need_every_hour_that_they_read(tiny: Store) -> None:
     missing = {group: np.zeros_like(share) for group, share in tiny.missing.items()}
     missing["weather"][50] = 1.0
@@ -142,7 +169,7 @@ def test_a_network_of_changes_adds_the_analysis_by_its_weights(tiny: Store, tmp_
 
 def test_everything_on_resumes_bit_for_bit(tiny: Store, tiny_scan: object, tmp_path: Path) -> None:
     """History, future weather, sun and season, changes, another loss: 6 steps at once, and 3 and 3."""
-    given = ["data.history=[6]", "data.future=[u, v]", "data.derived=[sun, day]"]
+    given = ["data.history=[6]", "data.future=[u, v]", "data.derived=[sun, day]", "data.transform={co: log1p}", "ema=0.9"]
     learnt = ["model.predict=change", "loss.kind=huber", "loss.weights={pm25: 2.0}"]
     everything = [*given, *learnt, "checkpoint.every=3", "validation.every=100"]
     for name, steps in (("whole", [6]), ("parts", [3, 6])):
