@@ -124,9 +124,7 @@ class Normalizer:
 
         flat = [name for name in channels.logarithmic if "log_mean" not in store.statistics[name]]
         if flat:
-            raise DataError(
-                f"{store.path}: no statistics of the logarithms of {', '.join(flat)}: remove it from data.transform."
-            )
+            raise DataError(f"{store.path}: no statistics of logarithms of {', '.join(flat)}: remove it from data.transform.")
         self._inputs = _Scale(store, [name for name, _ in channels.stored], channels.logarithmic, device)
         self._targets = _Scale(store, targets, channels.logarithmic, device)
         self.target_std = _Scale(store, targets, (), device).std  # ug m-3, of what scores are made of

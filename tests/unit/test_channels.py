@@ -119,7 +119,7 @@ def test_logarithms_are_normalised_by_their_own_statistics_and_come_back(tiny: S
 
 
 def test_logarithms_that_a_store_did_not_measure_are_refused(tiny: Store) -> None:
-    with pytest.raises(DataError, match="no statistics of the logarithms of temp"):
+    with pytest.raises(DataError, match="no statistics of logarithms of temp"):
         Normalizer(tiny, Channels(["temp", "pm25"], logarithmic=["temp"]), ["pm25"], CPU)
 
 
