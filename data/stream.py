@@ -116,5 +116,11 @@ class Stream:
 
     def _fields(self, reader: ShardReader, hours: np.ndarray) -> Tensor:
         fields = torch.empty((len(hours), *reader.shape), pin_memory=self.pin)
-        reader.read(hours, out=fields.numpy())
+        known = hours < reader.hours  # the truth of a forecast may not be known yet
+        if known.all():
+            reader.read(hours, out=fields.numpy())
+        else:
+            fields.fill_(torch.nan)
+            for slot in np.flatnonzero(known):
+                reader.read(hours[slot : slot + 1], out=fields[slot : slot + 1].numpy())
         return fields

@@ -73,21 +73,32 @@ def forecast(forecaster: Forecaster, hour: int, lead_hours: list[int]) -> tuple[
     """Forecast all targets from the analysis at time index `hour`.
 
     Returns:
-        The batch (one sample a lead time, with truth and persistence) and (L, T, H, W) in ug m-3.
+        The batch (one sample a lead time, with persistence, and with the truth where the store reaches to it, NaN elsewhere)
+        and (L, T, H, W) in ug m-3.
 
     Raises:
-        DataError: analysis or verifying time is outside the store.
+        DataError: what has to be read is outside the store, or missing.
     """
-    store = forecaster.dataset.store
-    if hour < 0 or hour + max(lead_hours) >= len(store.times):
-        raise DataError(f"{store.path} spans {store.times[0]} .. {store.times[-1]}; analysis and lead times must lie inside.")
-    absent = [group for group in store.missing if (store.missing[group][hour] >= 1.0).all()]
-    if absent:
-        raise DataError(f"{store.path}: {' and '.join(absent)} at {store.times[hour]} are wholly missing: choose another time.")
+    wrong = unreadable(forecaster, hour, lead_hours)
+    if wrong:
+        raise DataError(f"{wrong}. Choose another time.")
     index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
     raw = next(forecaster.dataset.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
     batch, _, arguments = forecaster.dataset.prepare(raw)
     return batch, forecaster.dataset.normalizer.physical(forecaster.model(*arguments).float())
+
+
+def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None = None) -> str:
+    """Why no forecast can start at time index `hour`; empty where one can. The truth need not be there."""
+    store, leads = forecaster.dataset.store, lead_hours or forecaster.run.data.lead_hours
+    for read in forecaster.dataset.normalizer.reads:
+        for at in [hour + lead for lead in leads] if read.back is None else [hour - read.back]:
+            if not 0 <= at < len(store.times):
+                when = store.times[0] + np.timedelta64(at, "h")
+                return f"{store.path} spans {store.times[0]} .. {store.times[-1]}; {read.key} at {when} must lie inside"
+            if (store.missing[read.group][at] >= 1.0).all():
+                return f"{store.path}: {read.group} at {store.times[at]} is wholly missing"
+    return ""
 
 
 def hour_of(forecaster: Forecaster, time: str | None) -> int:
