@@ -12,7 +12,7 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch
 from data.samples import SampleIndex
-from trainer.checkpoint import state, store
+from trainer.checkpoint import loading, store
 from trainer.checkpoint.manifest import CheckpointError, Manifest
 from trainer.config import Run
 from trainer.config_file import validate
@@ -60,7 +60,7 @@ def load_forecaster(
     model = TopoFlow(run.architecture())
     with store.reading(found):
         averaged = run.ema is not None and not raw
-        weights = state.load_averaged(found) if averaged else state.load_weights(found)
+        weights = loading.load_averaged(found) if averaged else loading.load_weights(found)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _, report = match(str(found), weights, expected, [], START_AT_ZERO)
     report.refuse_unless_complete()

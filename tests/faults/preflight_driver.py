@@ -128,14 +128,14 @@ def skewed_clock() -> Iterator[Options]:
 
 @contextmanager
 def file_system_that_alters() -> Iterator[Options]:
-    read = network.state.load
+    read = network.loading.load
 
     def altered(path: Path) -> object:
         named = read(path)
         next(iter(named.weights.values())).add_(1e-3)
         return named
 
-    with mock.patch.object(network.state, "load", altered):
+    with mock.patch.object(network.loading, "load", altered):
         yield []
 
 

@@ -80,10 +80,10 @@ def export(checkpoint: Path, to: Path | None) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from trainer.checkpoint import state
+    from trainer.checkpoint import loading
     from trainer.foreign.records import write_whole
 
-    weights = state.load_weights(checkpoint) if m.config.get("ema") is None else state.load_averaged(checkpoint)
+    weights = loading.load_weights(checkpoint) if m.config.get("ema") is None else loading.load_averaged(checkpoint)
     # No network is built: the shape () of published scalars is the only difference to what the engine holds.
     weights = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.items()}
     if to.suffix == ".ckpt":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.store.layout import hash_of, shard_file
-from trainer.checkpoint import saving, state, store
+from trainer.checkpoint import loading, saving, state, store
 from trainer.checkpoint.manifest import Progress
 from trainer.dataset import open_dataset
 from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
@@ -208,9 +208,9 @@ def check_checkpoint(subject: Subject) -> str:
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         wrong = store.verify(path)
         recorded = store.manifest(path).tensors
-        if wrong or state.changed(state.load(path), recorded):
+        if wrong or state.changed(loading.load(path), recorded):
             raise Failed(f"what was read from {folder} is not what was written: {wrong}", "do not train on this file system")
-        start.load(subject.engine, start.Start(Progress(), path, state.load(path), recorded))
+        start.load(subject.engine, start.Start(Progress(), path, loading.load(path), recorded))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return f"{size / 1e6:.0f} MB written, read and compared; written in {written:.1f} s"

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from data import Refusal
-from trainer.checkpoint import consistency, state, store
+from trainer.checkpoint import consistency, loading, store
 from trainer.checkpoint.manifest import Progress
 from trainer.process.watchdog import Watchdog
 from trainer.run.learner import Learner
@@ -84,7 +84,7 @@ def _roll_back(learner: Learner) -> bool:
 
     def read() -> Progress:
         manifest = store.manifest(found)
-        begun.named, begun.recorded = state.load(found), manifest.tensors
+        begun.named, begun.recorded = loading.load(found), manifest.tensors
         return manifest.progress
 
     remembered = consistency.on_main(read)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trainer import engine as engines
-from trainer.checkpoint import consistency, same_run, saving, state, store
+from trainer.checkpoint import consistency, loading, same_run, saving, state, store
 from trainer.checkpoint.manifest import CheckpointError, Memory, Progress
 from trainer.checkpoint.state import Named
 from trainer.config import Run
@@ -67,7 +67,7 @@ def begin(run: Run, network: TopoFlow, present: Memory, allow_change: list[str],
         found, progress = look_back(run, present, allow_change, earlier)
         if found is not None:
             with store.reading(found):
-                begun.named, begun.recorded = state.load(found), store.manifest(found).tensors
+                begun.named, begun.recorded = loading.load(found), store.manifest(found).tensors
         else:
             begun.named = Named(_foreign_weights(network, run) or _own_weights(network))
         return progress, found
