@@ -26,7 +26,7 @@ $(STORE): | .venv/installed
 $(SCAN): | $(STORE)
 	$(BIN)/python -m data wind-scan $(STORE) --out $(SCAN) --regions 8 16
 
-# make train steps=1600 continues the same run.
+# make train steps=2400 continues the same run.
 train: .venv/installed | $(STORE) $(SCAN)
 	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
 	$(BIN)/python -m trainer evaluate $(RUN) --samples 400

@@ -148,6 +148,7 @@ class Run(Section):
     steps: int = Field(ge=1)
     seed: int = Field(0, ge=0, lt=2**20)
     precision: Literal["fp32", "bf16"] = "fp32"
+    freeze: list[str] = Field([], description="regular expressions of parameters that are not trained, as blocks.[0-3].*")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of a running mean of the weights, which is scored")
     resume: Literal["auto", "never"] = "auto"
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")

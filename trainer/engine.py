@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> flo
     return peak * (schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def freeze(model: nn.Module, run: Run) -> None:
+    """Let the parameters that `freeze` names be: they get no gradient and no optimizer state.
+
+    Raises:
+        ConfigError: a pattern fits no parameter, or nothing is left to train.
+    """
+    for pattern in run.freeze:
+        matched = [parameter for name, parameter in model.named_parameters() if re.fullmatch(pattern, name)]
+        if not matched:
+            names = ", ".join(list(dict(model.named_parameters()))[:6])
+            raise ConfigError(f"freeze: '{pattern}' fits no parameter; they are called {names}, ...")
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("freeze: nothing is left to train.")
+
+
 def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
     """AdamW groups: decay (matrices), no_decay (norms, biases, embeddings), elevation_alpha (own rate, no decay)."""
     groups: dict[str, dict[str, Any]] = {
@@ -58,7 +76,7 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
         "no_decay": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.lr},
         "elevation_alpha": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.alpha_lr},
     }
-    for name, parameter in model.named_parameters():
+    for name, parameter in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
@@ -72,7 +90,7 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
 def grouped_parameters(model: nn.Module, run: Run) -> dict[str, dict[str, Any]]:
     """Optimizer group and shape of every parameter, by name."""
     group_of = {id(p): group["name"] for group in parameter_groups(model, run) for p in group["params"]}
-    return {name: {"group": group_of[id(p)], "shape": list(shape_of(p))} for name, p in model.named_parameters()}
+    return {name: {"group": group_of.get(id(p), "frozen"), "shape": list(shape_of(p))} for name, p in model.named_parameters()}
 
 
 def dtype_of(run: Run) -> torch.dtype:

@@ -14,7 +14,7 @@ import torch
 from trainer.checkpoint.consistency import on_main
 from trainer.checkpoint.store import committed
 from trainer.dataset import Dataset, open_dataset
-from trainer.engine import build_engine, resolve_deepspeed
+from trainer.engine import build_engine, freeze, resolve_deepspeed
 from trainer.model.topoflow import TopoFlow
 from trainer.process.options import parse
 from trainer.process.rank import Job, run_rank
@@ -97,6 +97,7 @@ def new_network(dataset: Dataset) -> TopoFlow:
     run = dataset.run
     torch.manual_seed(run.seed)
     network = TopoFlow(run.architecture()).to(dataset.device)
+    freeze(network, run)
     if run.model.predict == "change" and not committed(run.run_dir):
         on_main(lambda: blend.fit(network, dataset))
     return network

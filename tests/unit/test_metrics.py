@@ -10,10 +10,15 @@ from torch.nn import functional
 from trainer.scores.errors import ErrorSums, weighted_loss
 
 
+def weighted_correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
+    covariance = np.cov(a, b, aweights=weights, bias=True)
+    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+
+
 def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> None:
     rng = np.random.default_rng(0)
     leads = np.array([12, 24, 24, 12, 24])
-    forecast, truth, before = rng.normal(10, 3, (3, 5, 2, 4, 6))
+    forecast, truth, before = np.abs(rng.normal(10, 6, (3, 5, 2, 4, 6))) + 0.1
     truth[rng.random(truth.shape) < 0.2] = np.nan
     before[rng.random(before.shape) < 0.2] = np.nan
     area = rng.random((4, 6))
@@ -35,6 +40,12 @@ def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> Non
                 "bias": np.average((f - t)[k], weights=w[k]),
                 "persistence_rmse": persistence,
                 "skill": 1 - np.average((f - t)[c] ** 2, weights=w[c]) / persistence**2,
+                "nmb": (w * (f - t))[k].sum() / (w * t)[k].sum(),
+                "nme": (w * abs(f - t))[k].sum() / (w * t)[k].sum(),
+                "mfb": np.average((2 * (f - t) / (f + t))[k], weights=w[k]),
+                "mfe": np.average((2 * abs(f - t) / (f + t))[k], weights=w[k]),
+                "fac2": np.average(((f / t >= 0.5) & (f / t <= 2.0))[k], weights=w[k]),
+                "r": weighted_correlation(f[k], t[k], w[k]),
             }
             for name, value in expected.items():
                 assert float(table[name][variable, column]) == pytest.approx(value, rel=1e-12), name

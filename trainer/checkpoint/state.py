@@ -170,8 +170,11 @@ def hashes_of(named: Named, engine: Any) -> dict[str, str]:
                 new = {EMA: named.weights[name].reshape(zeros.shape)}
                 moments |= {f"{name}.{kind}": new.get(kind, zeros) for kind in kinds_of(engine)}
                 moments |= {f"{name}.step": torch.zeros(())}
-    own = {name for name, _ in engine.module.named_parameters()}
+    own = dict(engine.module.named_parameters())
     weights = {name: tensor for name, tensor in named.weights.items() if name in own}
+    for name, parameter in own.items():
+        if not parameter.requires_grad:  # it has no fp32 master, and is kept as the forward pass uses it
+            weights[name] = weights[name].to(parameter.dtype).float()
     return consistency.hash_tensors((weights | moments).items())
 
 

@@ -111,6 +111,8 @@ def read_parameter(engine: Any, parameter: Tensor, kind: str | None) -> Tensor:
     """The whole fp32 value of a parameter, or of one of its moments; collective under ZeRO."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    if not parameter.requires_grad:
+        return _frozen(parameter)
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         if kind is None:
             return safe_get_full_fp32_param(parameter)
@@ -124,8 +126,20 @@ def read_parameter(engine: Any, parameter: Tensor, kind: str | None) -> Tensor:
     return state[kind] if state else torch.zeros_like(master)
 
 
+def _frozen(parameter: Tensor) -> Tensor:
+    """The whole value of a parameter that is not trained, which is its forward weight."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
 def write_parameter(engine: Any, parameter: Tensor, kind: str | None, value: Tensor) -> None:
-    """Keep this rank's share of a whole value."""
+    """Keep this rank's share of a whole value; a frozen parameter has no master, and `write_forward` is all it needs."""
+    if not parameter.requires_grad:
+        return
     if hasattr(parameter, "ds_id"):
         _write_partition(parameter, kind, value)
     elif hasattr(parameter, "_hp_mapping"):

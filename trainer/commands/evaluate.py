@@ -36,10 +36,14 @@ def show(result: dict[str, Any]) -> None:
     from data.command_line import console
 
     title = f"{result['split']} split, {result['samples']} samples, step {result['step']}; weather {result['weather']}"
-    table = Table("pollutant", "units", "lead", "RMSE", "MAE", "bias", "persistence RMSE", "skill", "95 %", title=title)
+    table = Table(
+        "pollutant", "units", "lead", "RMSE", "MAE", "bias", "NMB %", "R", "persistence RMSE", "skill", "95 %", title=title
+    )
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
-            values = ["-" if s[k] is None else f"{s[k]:.2f}" for k in ("rmse", "mae", "bias", "persistence_rmse")]
+            shown = {"nmb": 100.0}  # per cent
+            kinds = ("rmse", "mae", "bias", "nmb", "r", "persistence_rmse")
+            values = ["-" if s[k] is None else f"{shown.get(k, 1.0) * s[k]:.2f}" for k in kinds]
             skill = "-" if s["skill"] is None else f"{s['skill']:+.3f}"
             known = s["skill_low"] is not None
             style = "green" if known and s["skill_low"] > 0 else "red" if known and s["skill_high"] < 0 else "default"

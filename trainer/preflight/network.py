@@ -13,7 +13,7 @@ from data.store.layout import hash_of, shard_file
 from trainer.checkpoint import loading, saving, state, store
 from trainer.checkpoint.manifest import Progress
 from trainer.dataset import open_dataset
-from trainer.engine import build_engine, resolve_deepspeed, set_learning_rates
+from trainer.engine import build_engine, freeze, resolve_deepspeed, set_learning_rates
 from trainer.foreign.weights import network_with
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.preflight.report import Failed, Subject
@@ -88,6 +88,7 @@ def check_weights(subject: Subject) -> str:
     else:
         model, report = network_with(subject.run, wanted.path, wanted.allow_missing)
         found = f"{100 * report.share:.2f} % of the parameters from {wanted.path}"
+    freeze(model, subject.run)
     subject.model = model.to(subject.world.device)
     return found
 

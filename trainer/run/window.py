@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data.batch import Batch
+from trainer.checkpoint.zero import read_parameter
 from trainer.dataset import Dataset
 from trainer.engine import gradient_norm
 
@@ -122,10 +123,5 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | No
 
 def read_alpha(engine: Any) -> float | None:
     """The learned elevation_alpha, from the fp32 masters; collective under ZeRO 3."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
     alpha = engine.module.blocks[0].attn.elevation_alpha
-    if alpha is None:
-        return None
-    full = safe_get_full_fp32_param(alpha)
-    return float(alpha if full is None else full)
+    return None if alpha is None else float(read_parameter(engine, alpha, None))

@@ -35,10 +35,27 @@ class ErrorSums:
     """Weighted sums of errors per (variable, lead time, block); fp64, so that any order of ranks and batches agrees.
 
     Kinds: squared error, absolute error and error of the forecast, and their weight; squared errors of persistence and
-    of the forecast where both exist, and their weight.
+    of the forecast where both exist, and their weight; values, their squares and product; fractional errors, and how much of
+    the forecast is within a factor of two.
     """
 
-    KINDS = ("squared", "absolute", "error", "persistence_squared", "weight", "comparable_squared", "comparable_weight")
+    KINDS = (
+        "squared",
+        "absolute",
+        "error",
+        "persistence_squared",
+        "weight",
+        "comparable_squared",
+        "comparable_weight",
+        "truth",
+        "forecast",
+        "truth_squared",
+        "forecast_squared",
+        "product",
+        "fractional",
+        "fractional_absolute",
+        "within_two",
+    )
 
     def __init__(self, variables: int, lead_hours: list[int], device: torch.device, blocks: int = 1) -> None:
         """
@@ -70,18 +87,19 @@ class ErrorSums:
         known, comparable = torch.isfinite(truth), torch.isfinite(truth) & torch.isfinite(persistence)
         error = torch.where(known, forecast - truth, 0.0)
         persistence_error = torch.where(comparable, persistence - truth, 0.0)
-        weight = area.double() * known
-        per_sample = torch.stack(
-            [
-                (weight * error**2).sum((2, 3)),
-                (weight * error.abs()).sum((2, 3)),
-                (weight * error).sum((2, 3)),
-                (area.double() * persistence_error**2).sum((2, 3)),
-                weight.sum((2, 3)),
-                (area.double() * comparable * error**2).sum((2, 3)),
-                (area.double() * comparable).sum((2, 3)),
-            ]
-        )  # (kind, B, T)
+        weight, both = area.double() * known, area.double() * comparable
+        truth, forecast = (torch.where(known, field, 0.0) for field in (truth, forecast))
+        total = forecast + truth
+        fractional = torch.where(total > 0.0, 2.0 * error / total.clamp(min=1e-30), 0.0)
+        within = (forecast <= 2.0 * truth) & (truth <= 2.0 * forecast)
+        own = [error**2, error.abs(), error, None, torch.ones_like(error), None, None, truth, forecast, truth**2]
+        own += [forecast**2, forecast * truth, fractional, fractional.abs(), within.double()]
+        compared = {3: persistence_error**2, 5: error**2, 6: torch.ones_like(error)}
+        sums = [
+            (both * compared[kind]).sum((2, 3)) if field is None else (weight * field).sum((2, 3))
+            for kind, field in enumerate(own)
+        ]
+        per_sample = torch.stack(sums)  # (kind, B, T)
         block = torch.zeros_like(lead_hours, dtype=torch.int64) if block is None else block
         for column, lead in enumerate(self.lead_hours):
             mine = lead_hours == lead
@@ -93,14 +111,25 @@ class ErrorSums:
             dist.all_reduce(self.sums)
 
     def table(self) -> dict[str, Tensor]:
-        """(T, L) fp64 each: rmse, mae, bias, persistence_rmse and skill = 1 - MSE / MSE of persistence (Murphy 1988),
-        both over the cells where persistence has a value.
+        """(T, L) fp64 each, NaN where no cell was valid.
 
-        NaN where no cell was valid.
+        rmse, mae, bias, persistence_rmse; skill = 1 - MSE / MSE of persistence (Murphy 1988), both over the cells where
+        persistence has a value; nmb, nme: bias and mean absolute error as a share of the mean truth; mfb, mfe: mean
+        fractional bias and error, of -2 .. 2 (Boylan and Russell 2006); fac2: share within a factor of two; r: Pearson's
+        correlation over cells and times.
         """
-        squared, absolute, error, persistence, weight, comparable, comparable_weight = self.sums.sum(-1)
+        squared, absolute, error, persistence, weight, comparable, comparable_weight, *values = self.sums.sum(-1)
+        truth, forecast, truth_squared, forecast_squared, product, fractional, fractional_absolute, within = values
         mse, persistence_mse = squared / weight, persistence / comparable_weight
+        covariance = product / weight - truth * forecast / weight**2
+        variances = (truth_squared / weight - (truth / weight) ** 2) * (forecast_squared / weight - (forecast / weight) ** 2)
         return {
+            "nmb": error / truth,
+            "nme": absolute / truth,
+            "mfb": fractional / weight,
+            "mfe": fractional_absolute / weight,
+            "fac2": within / weight,
+            "r": covariance / variances.sqrt(),
             "rmse": mse.sqrt(),
             "mae": absolute / weight,
             "bias": error / weight,
