@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data import DataError
 from data.batch import Normalizer
@@ -21,6 +22,7 @@ from data.variables import MODEL_INPUTS, PUBLISHED
 from tests.launching import losses, manifest, tiny_config, train
 from trainer.config_file import load
 from trainer.dataset import open_dataset
+from trainer.foreign.weights import network_with
 from trainer.model.topoflow import TopoFlow
 from trainer.scores.blend import best_weights
 
@@ -184,6 +186,43 @@ def test_everything_on_resumes_bit_for_bit(tiny: Store, tiny_scan: object, tmp_p
     assert hashes[0] == hashes[1]
     assert "analysis_weight" in str(sorted(hashes[0]))
     assert (whole / "analysis_weight.json").exists()
+
+
+def test_weights_of_other_channels_are_found_by_their_names(tiny: Store, tmp_path: Path) -> None:
+    """Published weights in a network whose variables are listed in another order: the same forecast, in another order; and
+    with more channels: what belongs to the old ones is theirs, the new ones are as the network made them."""
+    config = tiny_config(tmp_path, tiny.path, wind_scan={"mode": "none"})
+    still = ["model.dropout=0", "model.drop_path=0"]
+    torch.manual_seed(1)
+    old = TopoFlow(load(config, still).architecture()).eval()
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    file = tmp_path / "published.safetensors"
+    save_file(old.state_dict(), file)
+    turned = [*MODEL_INPUTS[::-1]]
+    run = load(config, [*still, f"data.inputs={turned}".replace("'", "")])
+    network, report = network_with(run, file, [])
+    assert report.share == 1.0
+    x = torch.randn(2, 15, 16, 32)
+    rest = torch.tensor([6.0, 12.0]), torch.rand(128) * 1000, torch.arange(128).expand(2, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(x.flip(1), *rest), old(x, *rest), rtol=1e-4, atol=1e-5)
+    more = load(config, [*still, "data.derived=[sun]", "data.inputs=[u, v, pm25, o3, elevation]", "data.targets=[pm25, o3]"])
+    network, report = network_with(more, file, [])
+    assert report.fresh == ["sun", "sun@+lead"]
+    assert "temp" in report.left_out
+    torch.manual_seed(more.seed)
+    own = TopoFlow(more.architecture()).state_dict()
+    ours = network.state_dict()
+    for here, name in enumerate(more.data.channels().names):
+        there = MODEL_INPUTS.index(name) if name in MODEL_INPUTS else None
+        truth, place = (own, here) if there is None else (old.state_dict(), there)
+        assert torch.equal(ours["var_embed"][:, here], truth["var_embed"][:, place])
+        assert torch.equal(ours["token_embeds.proj_weights"][here], truth["token_embeds.proj_weights"][place])
+        for leaf in ("weight", "bias"):
+            rows, wanted = (t[f"head.4.{leaf}"].unflatten(0, (4, -1)) for t in (ours, truth))
+            assert torch.equal(rows[:, here], wanted[:, place])
 
 
 def test_future_weather_that_no_store_has_is_refused(tiny: Store) -> None:

@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from trainer.model.topoflow import TopoFlow
 
     torch.manual_seed(config.seed)
-    tensors, report = import_weights(TopoFlow(config.architecture()), options.source, options.allow_missing)
+    model = TopoFlow(config.architecture())
+    tensors, report = import_weights(model, options.source, options.allow_missing, config.data.channels().names)
     report.show(sys.stdout)
     report.refuse_unless_complete()
     recorded = recorded_beside(options.source)

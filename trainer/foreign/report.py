@@ -29,6 +29,8 @@ class ImportReport:
     ignored: list[str] = field(default_factory=list)
     allowed_missing: list[str] = field(default_factory=list)
     unfit: dict[str, str] = field(default_factory=dict)  # name -> why its values cannot be weights
+    fresh: list[str] = field(default_factory=list)  # channels that the file's network did not have
+    left_out: list[str] = field(default_factory=list)  # channels that only the file's network has
     taken: str = ""  # which of the file's state dicts
     also: list[str] = field(default_factory=list)  # others that were not taken
 
@@ -60,6 +62,8 @@ class ImportReport:
             "remapped": self.remapped,
             "ignored": self.ignored,
             "unfit": self.unfit,
+            "fresh_channels": self.fresh,
+            "left_out_channels": self.left_out,
             "taken": self.taken,
             "not_taken": self.also,
         }
@@ -84,6 +88,10 @@ class ImportReport:
             table.add_row(label, str(tensors), f"{parameters:,}", f"{100 * parameters / total:.4f} %")
         console.print(table)
         lines = [f"missing: {name}" for name in self.missing]
+        if self.fresh:
+            lines.append(f"channels that start fresh: {', '.join(self.fresh)}")
+        if self.left_out:
+            lines.append(f"channels that are left out: {', '.join(self.left_out)}")
         lines += [f"unexpected: {name}" for name in sorted(self.unexpected)]
         lines += [f"ignored: {name}" for name in self.ignored]
         if self.also:

@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 
 from trainer.config import Run
+from trainer.foreign.channels import by_name, channels_of
 from trainer.foreign.directories import read_tensors
 from trainer.foreign.report import ImportReport, match
 from trainer.model.compat import translate
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 
 
-def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tuple[dict[str, Tensor], ImportReport]:
+def import_weights(
+    model: TopoFlow, path: Path, allow_missing: list[str], channels: list[str] | None = None
+) -> tuple[dict[str, Tensor], ImportReport]:
     """Read, translate and match foreign weights; nothing is changed in `model`, nothing is refused yet.
+
+    Args:
+        channels: names of the model's, where what belongs to one of another network's is to be found by its name.
 
     Returns:
         fp32 tensors by our names, and the report.
@@ -25,9 +31,19 @@ def import_weights(model: TopoFlow, path: Path, allow_missing: list[str]) -> tup
     translated = translate(foreign.tensors, expected)
     parameters = {name: shape for name, shape in expected.items() if name != "blocks.0.attn.H_scale"}
     scale = translated.state.pop("blocks.0.attn.H_scale", None)
+    embedded = translated.state.get("var_embed")
+    before = None
+    if channels is not None and embedded is not None and embedded.ndim == 3:
+        before = channels_of(path, embedded.shape[1])
+    fresh: list[str] = []
+    left_out: list[str] = []
+    if channels is not None and before is not None and before != channels and set(before) & set(channels):
+        translated.state = by_name(translated.state, model.state_dict(), before, channels)
+        fresh, left_out = (sorted(set(a) - set(b)) for a, b in ((channels, before), (before, channels)))
     tensors, report = match(str(path), translated.state, parameters, allow_missing, START_AT_ZERO)
     if scale is not None and float(scale) != 1000.0:
         report.misshapen["blocks.0.attn.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
+    report.fresh, report.left_out = fresh, left_out
     report.remapped, report.ignored = translated.remapped, translated.ignored
     report.taken, report.also = foreign.taken, foreign.also
     return tensors, report
@@ -41,7 +57,7 @@ def network_with(run: Run, path: Path, allow_missing: list[str]) -> tuple[TopoFl
     """
     torch.manual_seed(run.seed)
     network = TopoFlow(run.architecture())
-    tensors, report = import_weights(network, path, allow_missing)
+    tensors, report = import_weights(network, path, allow_missing, run.data.channels().names)
     report.refuse_unless_complete()
     network.load_state_dict({**network.state_dict(), **tensors})
     return network, report

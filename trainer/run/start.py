@@ -161,7 +161,7 @@ def _foreign_weights(network: TopoFlow, run: Run) -> dict[str, torch.Tensor] | N
     """All weights in fp32 with those of `init_from` among them, or None; writes the report of the import."""
     if run.init_from is None:
         return None
-    tensors, report = import_weights(network, run.init_from.path, run.init_from.allow_missing)
+    tensors, report = import_weights(network, run.init_from.path, run.init_from.allow_missing, run.data.channels().names)
     write_report(report, run.run_dir / "import.json")
     report.show(sys.stderr)
     report.refuse_unless_complete()
