@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from trainer.baselines import blend
 from trainer.checkpoint.consistency import on_main
 from trainer.checkpoint.store import committed
 from trainer.dataset import Dataset, open_dataset
@@ -26,7 +27,6 @@ from trainer.run.saver import Saver
 from trainer.run.skipped_steps import step_over
 from trainer.run.telemetry import Telemetry
 from trainer.run.validation import Validation
-from trainer.scores import blend
 from trainer.scores.expected_loss import require_expected
 
 log = logging.getLogger("trainer")

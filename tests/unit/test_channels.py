@@ -20,11 +20,11 @@ from data.store.reader import ShardReader
 from data.stream import Stream
 from data.variables import MODEL_INPUTS, PUBLISHED
 from tests.launching import losses, manifest, tiny_config, train
+from trainer.baselines.blend import best_weights
 from trainer.config_file import load
 from trainer.dataset import open_dataset
 from trainer.foreign.weights import network_with
 from trainer.model.topoflow import TopoFlow
-from trainer.scores.blend import best_weights
 
 CPU = torch.device("cpu")
 # Published positions: (UTC, latitude, longitude, zenith angle without refraction).

@@ -18,23 +18,27 @@ def weighted_correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> f
 def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> None:
     rng = np.random.default_rng(0)
     leads = np.array([12, 24, 24, 12, 24])
-    forecast, truth, before = np.abs(rng.normal(10, 6, (3, 5, 2, 4, 6))) + 0.1
+    forecast, truth, before, usual = np.abs(rng.normal(10, 6, (4, 5, 2, 4, 6))) + 0.1
     truth[rng.random(truth.shape) < 0.2] = np.nan
     before[rng.random(before.shape) < 0.2] = np.nan
+    usual[rng.random(usual.shape) < 0.1] = np.nan
     area = rng.random((4, 6))
     sums = ErrorSums(2, [12, 24], torch.device("cpu"))
     for part in (slice(0, 2), slice(2, 5)):
         arrays = (torch.from_numpy(a[part]) for a in (forecast, truth, before))
-        sums.add(*arrays, torch.from_numpy(area), torch.from_numpy(leads[part]))
+        sums.add(*arrays, torch.from_numpy(area), torch.from_numpy(leads[part]), None, torch.from_numpy(usual[part]))
     table = sums.table()
     for variable in range(2):
         for column, lead in enumerate((12, 24)):
-            f, t, p = (a[leads == lead, variable] for a in (forecast, truth, before))
+            f, t, p, u = (a[leads == lead, variable] for a in (forecast, truth, before, usual))
             w = np.broadcast_to(area, t.shape)
-            k, c = np.isfinite(t), np.isfinite(t) & np.isfinite(p)
+            k, c = np.isfinite(t), np.isfinite(t) & np.isfinite(p) & np.isfinite(u)
             rmse = np.sqrt(np.average((f - t)[k] ** 2, weights=w[k]))
             persistence = np.sqrt(np.average((p - t)[c] ** 2, weights=w[c]))
+            climatology = np.sqrt(np.average((u - t)[c] ** 2, weights=w[c]))
             expected = {
+                "climatology_rmse": climatology,
+                "climatology_skill": 1 - np.average((f - t)[c] ** 2, weights=w[c]) / climatology**2,
                 "rmse": rmse,
                 "mae": np.average(abs(f - t)[k], weights=w[k]),
                 "bias": np.average((f - t)[k], weights=w[k]),

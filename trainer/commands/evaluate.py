@@ -36,23 +36,29 @@ def show(result: dict[str, Any]) -> None:
     from data.command_line import console
 
     title = f"{result['split']} split, {result['samples']} samples, step {result['step']}; weather {result['weather']}"
-    table = Table(
-        "pollutant", "units", "lead", "RMSE", "MAE", "bias", "NMB %", "R", "persistence RMSE", "skill", "95 %", title=title
-    )
+    columns = ("pollutant", "units", "lead", "RMSE", "MAE", "bias", "NMB %", "R")
+    table = Table(*columns, "persistence", "skill", "95 %", "climatology", "skill", "95 %", title=title)
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
-            shown = {"nmb": 100.0}  # per cent
-            kinds = ("rmse", "mae", "bias", "nmb", "r", "persistence_rmse")
-            values = ["-" if s[k] is None else f"{shown.get(k, 1.0) * s[k]:.2f}" for k in kinds]
-            skill = "-" if s["skill"] is None else f"{s['skill']:+.3f}"
-            known = s["skill_low"] is not None
-            style = "green" if known and s["skill_low"] > 0 else "red" if known and s["skill_high"] < 0 else "default"
-            ends = f"{s['skill_low']:+.3f} .. {s['skill_high']:+.3f}" if known else "-"
-            table.add_row(name, s["units"], lead, *values, f"[{style}]{skill}[/]", ends)
+            numbers = [s[kind] for kind in ("rmse", "mae", "bias")]
+            numbers += [None if s["nmb"] is None else 100.0 * s["nmb"], s["r"]]
+            values = ["-" if x is None else f"{x:.2f}" for x in numbers]
+            table.add_row(name, s["units"], lead, *values, *against(s, "persistence"), *against(s, "climatology"))
         table.add_section()
-    screen = console()
+    screen = console(140)
     screen.print(table)
     screen.print(
-        "skill = 1 - MSE / MSE of persistence: 1 is perfect, 0 is as good as assuming nothing changes; coloured where its "
-        "interval, of days drawn with replacement, excludes 0"
+        "persistence, climatology: their RMSE. skill = 1 - MSE / MSE of that: 1 is perfect, 0 is as good as assuming that "
+        "nothing changes, or that it is as usual at that hour; coloured where its interval, of days drawn with replacement, "
+        "excludes 0"
     )
+
+
+def against(scores: dict[str, Any], baseline: str) -> list[str]:
+    """RMSE of a baseline, the skill against it, coloured where its interval excludes 0, and the interval."""
+    kind = "skill" if baseline == "persistence" else f"{baseline}_skill"
+    rmse, skill, low, high = (scores[key] for key in (f"{baseline}_rmse", kind, f"{kind}_low", f"{kind}_high"))
+    if skill is None:
+        return ["-", "-", "-"]
+    style = "green" if low > 0 else "red" if high < 0 else "default"
+    return [f"{rmse:.2f}", f"[{style}]{skill:+.3f}[/]", f"{low:+.3f} .. {high:+.3f}"]

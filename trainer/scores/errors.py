@@ -55,6 +55,7 @@ class ErrorSums:
         "fractional",
         "fractional_absolute",
         "within_two",
+        "climatology_squared",
     )
 
     def __init__(self, variables: int, lead_hours: list[int], device: torch.device, blocks: int = 1) -> None:
@@ -74,17 +75,22 @@ class ErrorSums:
         area: Tensor,
         lead_hours: Tensor,
         block: Tensor | None = None,
+        climatology: Tensor | None = None,
     ) -> None:
         """Add samples.
 
         Args:
-            forecast, truth, persistence: (B, T, H, W) in the same units; NaN where truth or persistence is missing.
+            forecast, truth, persistence, climatology: (B, T, H, W) in the same units; NaN where a value is missing. Without
+                climatology, its scores mean nothing.
             area: (H, W) weights.
             lead_hours: (B,).
             block: (B,) int64, in which block each sample lies; by default in the first.
         """
+        climatology = truth if climatology is None else climatology
         truth, forecast, persistence = truth.double(), forecast.double(), persistence.double()
-        known, comparable = torch.isfinite(truth), torch.isfinite(truth) & torch.isfinite(persistence)
+        known = torch.isfinite(truth)
+        comparable = known & torch.isfinite(persistence) & torch.isfinite(climatology)
+        climatology_error = torch.where(comparable, climatology.double() - truth, 0.0)
         error = torch.where(known, forecast - truth, 0.0)
         persistence_error = torch.where(comparable, persistence - truth, 0.0)
         weight, both = area.double() * known, area.double() * comparable
@@ -92,14 +98,26 @@ class ErrorSums:
         total = forecast + truth
         fractional = torch.where(total > 0.0, 2.0 * error / total.clamp(min=1e-30), 0.0)
         within = (forecast <= 2.0 * truth) & (truth <= 2.0 * forecast)
-        own = [error**2, error.abs(), error, None, torch.ones_like(error), None, None, truth, forecast, truth**2]
-        own += [forecast**2, forecast * truth, fractional, fractional.abs(), within.double()]
-        compared = {3: persistence_error**2, 5: error**2, 6: torch.ones_like(error)}
-        sums = [
-            (both * compared[kind]).sum((2, 3)) if field is None else (weight * field).sum((2, 3))
-            for kind, field in enumerate(own)
-        ]
-        per_sample = torch.stack(sums)  # (kind, B, T)
+        one = torch.ones_like(error)
+        summed = {
+            "squared": weight * error**2,
+            "absolute": weight * error.abs(),
+            "error": weight * error,
+            "persistence_squared": both * persistence_error**2,
+            "weight": weight * one,
+            "comparable_squared": both * error**2,
+            "comparable_weight": both * one,
+            "truth": weight * truth,
+            "forecast": weight * forecast,
+            "truth_squared": weight * truth**2,
+            "forecast_squared": weight * forecast**2,
+            "product": weight * forecast * truth,
+            "fractional": weight * fractional,
+            "fractional_absolute": weight * fractional.abs(),
+            "within_two": weight * within,
+            "climatology_squared": both * climatology_error**2,
+        }
+        per_sample = torch.stack([summed[kind].sum((2, 3)) for kind in self.KINDS])  # (kind, B, T)
         block = torch.zeros_like(lead_hours, dtype=torch.int64) if block is None else block
         for column, lead in enumerate(self.lead_hours):
             mine = lead_hours == lead
@@ -113,13 +131,13 @@ class ErrorSums:
     def table(self) -> dict[str, Tensor]:
         """(T, L) fp64 each, NaN where no cell was valid.
 
-        rmse, mae, bias, persistence_rmse; skill = 1 - MSE / MSE of persistence (Murphy 1988), both over the cells where
-        persistence has a value; nmb, nme: bias and mean absolute error as a share of the mean truth; mfb, mfe: mean
-        fractional bias and error, of -2 .. 2 (Boylan and Russell 2006); fac2: share within a factor of two; r: Pearson's
-        correlation over cells and times.
+        rmse, mae, bias, persistence_rmse, climatology_rmse; skill and climatology_skill = 1 - MSE / MSE of persistence or of
+        climatology (Murphy 1988), over the cells where both have a value; nmb, nme: bias and mean absolute error as a share of
+        the mean truth; mfb, mfe: mean fractional bias and error, of -2 .. 2 (Boylan and Russell 2006); fac2: share within a
+        factor of two; r: Pearson's correlation over cells and times.
         """
         squared, absolute, error, persistence, weight, comparable, comparable_weight, *values = self.sums.sum(-1)
-        truth, forecast, truth_squared, forecast_squared, product, fractional, fractional_absolute, within = values
+        truth, forecast, truth_squared, forecast_squared, product, fractional, fractional_absolute, within, climate = values
         mse, persistence_mse = squared / weight, persistence / comparable_weight
         covariance = product / weight - truth * forecast / weight**2
         variances = (truth_squared / weight - (truth / weight) ** 2) * (forecast_squared / weight - (forecast / weight) ** 2)
@@ -134,25 +152,28 @@ class ErrorSums:
             "mae": absolute / weight,
             "bias": error / weight,
             "persistence_rmse": persistence_mse.sqrt(),
+            "climatology_rmse": (climate / comparable_weight).sqrt(),
             "skill": 1.0 - comparable / persistence,
+            "climatology_skill": 1.0 - comparable / climate,
         }
 
-    def skill_interval(self, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def skill_interval(self, baseline: str = "persistence", resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """(T, L) fp64 each: the 2.5 and 97.5 % quantile of the skill when blocks are drawn with replacement (Efron 1979).
+
+        Args:
+            baseline: "persistence" or "climatology".
 
         NaN where no cell was comparable.
         """
-        persistence, comparable = (
-            self.sums[self.KINDS.index("persistence_squared")],
-            self.sums[self.KINDS.index("comparable_squared")],
-        )
+        kinds = (f"{baseline}_squared", "comparable_squared")
+        unskilled, comparable = (self.sums[self.KINDS.index(kind)] for kind in kinds)
         there = comparable.sum((0, 1)) > 0
         drawn = int(there.sum())
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(max(drawn, 1), (resamples, drawn), generator=generator)
         times = torch.zeros((resamples, drawn), dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
         times = times.to(self.sums.device)
-        sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (comparable, persistence)]
+        sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (comparable, unskilled)]
         skill = 1.0 - sums[0] / sums[1]
         return torch.quantile(skill, 0.025, -1), torch.quantile(skill, 0.975, -1)
 

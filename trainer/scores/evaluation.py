@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data.variables import Variable
+from trainer.baselines.climatology import climatology
 from trainer.forecaster import Forecaster
 from trainer.scores.errors import ErrorSums, normalised_loss
 from trainer.scores.scoring import score
@@ -27,7 +28,7 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
     micro = forecaster.run.batch.micro
     batches = dataset.stream(index).listed(numbers, micro)
     shown = track(batches, "evaluating", total=-(-len(numbers) // micro), console=Console(stderr=True))
-    sums = score(forecaster.model, shown, dataset, by_day=True)
+    sums = score(forecaster.model, shown, dataset, by_day=True, climatology=climatology(dataset))
     return {
         "checkpoint": str(forecaster.checkpoint),
         "step": forecaster.manifest.step,
@@ -36,7 +37,7 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
         "samples": len(numbers),
         "period": [str(times[index.t.min()]), str(times[index.t.max()])],
         "loss": normalised_loss(sums, dataset.normalizer),
-        "baseline": "persistence",
+        "baseline": "persistence; climatology: means of the training split by hour, and month where it has 20 days of it",
         "interval": "95 %, days drawn with replacement 1000 times",
         "weather": given_weather(forecaster),
         "scores": _by_pollutant(sums, [dataset.store.contents.variable(name) for name in dataset.normalizer.targets]),
@@ -52,6 +53,7 @@ def given_weather(forecaster: Forecaster) -> str:
 def _by_pollutant(sums: ErrorSums, targets: list[Variable]) -> dict[str, dict[str, dict[str, Any]]]:
     table = sums.table()
     table["skill_low"], table["skill_high"] = sums.skill_interval()
+    table["climatology_skill_low"], table["climatology_skill_high"] = sums.skill_interval("climatology")
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for row, variable in enumerate(targets):
         scores[variable.name] = {}

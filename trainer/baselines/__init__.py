@@ -1,0 +1,1 @@
+"""What a forecast must beat: what needs no network."""
