@@ -24,6 +24,7 @@ class Batch:
     lead_hours: Tensor  # (B,) float32
     rank: Tensor  # (B, N) int64, place of every patch along the wind
     hours: np.ndarray  # (B,) time index of t in the store
+    valid_hours: np.ndarray  # (B,) of t + lead, which may lie beyond it
     position: int  # of the first sample in the global stream, or in the list it comes from
     counted: Tensor  # (B,) bool; False for samples that only fill up a rank's last evaluation batch
 
@@ -41,6 +42,7 @@ class Batch:
             move(self.lead_hours),
             move(self.rank),
             self.hours,
+            self.valid_hours,
             self.position,
             move(self.counted),
         )
@@ -154,6 +156,12 @@ class Normalizer:
     def physical(self, targets: Tensor) -> Tensor:
         """Normalised (B, T, H, W) targets -> ug m-3, none of them negative."""
         return self._targets.physical(targets).clamp(min=0.0)
+
+    def departure(self, batch: Batch, usual_now: Tensor, usual_then: Tensor) -> Tensor:
+        """(B, 2, T, H, W) normalised: the analysis' anomaly, 0 where it is missing, and what is usual at the valid time."""
+        now, then = (self._targets.normalised(usual).nan_to_num(0.0) for usual in (usual_now, usual_then))
+        analysis = self._targets.normalised(self.persistence(batch))
+        return torch.stack([torch.where(torch.isfinite(analysis), analysis - now, 0.0), then], 1)
 
     def persistence(self, batch: Batch) -> Tensor:
         """The pollutants at t as a forecast of t + lead, (B, T, H, W) ug m-3, NaN where missing."""

@@ -110,6 +110,7 @@ class Stream:
             torch.from_numpy(lead).float(),
             torch.from_numpy(rank),
             t,
+            t + lead,
             plan.position,
             torch.from_numpy(plan.counted),
         )

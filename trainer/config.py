@@ -174,6 +174,8 @@ class Run(Section):
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than the schedule's length "
                 f"({self.schedule.decay_steps or self.steps})"
             )
+        if self.wind_scan.mode == "legacy" and self.model.predict == "change":
+            raise ValueError("wind_scan.mode legacy is for networks of the old code, which predict the state")
         unknown = [name for name in self.loss.weights if name not in self.data.targets]
         if unknown:
             raise ValueError(f"loss.weights {unknown} are not among data.targets")

@@ -6,12 +6,15 @@ import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data import DataError
 from data.batch import Batch, Example, Normalizer
+from data.channels import climatology
+from data.channels.climatology import Climatology
 from data.samples import SampleIndex, index_samples
 from data.splits import split_as
 from data.store import node_copy
@@ -34,6 +37,7 @@ class Dataset:
     normalizer: Normalizer
     elevation: Tensor  # (N,) mean elevation of every patch, m
     device: torch.device
+    usual: Climatology | None = None  # where the network predicts the change
 
     def index(self, split: str) -> SampleIndex:
         run, mode = self.run, self.run.wind_scan.mode
@@ -51,7 +55,11 @@ class Dataset:
         if self.run.wind_scan.mode == "legacy":
             channel = self.run.data.inputs.index("elevation")
             return batch, example, legacy_arguments(example.inputs, batch.lead_hours, channel, self.run.model.patch)
-        return batch, example, (example.inputs, batch.lead_hours, self.elevation, batch.rank)
+        arguments = (example.inputs, batch.lead_hours, self.elevation, batch.rank)
+        if self.usual is None:
+            return batch, example, arguments
+        now, then = (self.usual.at(hours) for hours in (batch.hours, batch.valid_hours))
+        return batch, example, (*arguments, self.normalizer.departure(batch, now, then))
 
     def validation_set(self) -> str:
         """What a validation loss is a loss on."""
@@ -77,7 +85,21 @@ def open_dataset(run: Run, device: torch.device) -> Dataset:
         store = copy_to_node(store, run.data.cache_dir)
     normalizer = Normalizer(store, run.data.channels(), run.data.targets, device)
     elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
-    return Dataset(run, store, scan, normalizer, elevation, device)
+    dataset = Dataset(run, store, scan, normalizer, elevation, device)
+    if run.model.predict == "change":
+        dataset.usual = open_climatology(dataset)
+    return dataset
+
+
+def open_climatology(dataset: Dataset) -> Climatology:
+    """What is usual, of the run's training split; collective, where there are ranks."""
+    run, store = dataset.run, dataset.store
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        run.run_dir.mkdir(parents=True, exist_ok=True)
+        return climatology.kept(store, run.run_dir)
+
+    return Climatology(store, run.data.targets, *on_main(read), dataset.device)
 
 
 def _open(run: Run) -> tuple[Store, ScanCache | None]:

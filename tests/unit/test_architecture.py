@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "trainer.forecaster": ("data", "trainer.config", "trainer.config_file", "trainer.checkpoint", "trainer.foreign",
                            "trainer.dataset", "trainer.model"),
     "trainer.scores": ("data", "trainer.config", "trainer.checkpoint", "trainer.foreign", "trainer.dataset",
-                       "trainer.forecaster", "trainer.baselines", "trainer.scores"),
+                       "trainer.forecaster", "trainer.scores"),
     "trainer.baselines": ("data", "trainer.dataset", "trainer.model"),
     "trainer.run": ("data", "trainer.config", "trainer.config_file", "trainer.checkpoint", "trainer.engine", "trainer.foreign",
                     "trainer.dataset", "trainer.model", "trainer.process", "trainer.scores", "trainer.run"),

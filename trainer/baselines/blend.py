@@ -33,15 +33,14 @@ def fit(network: TopoFlow, dataset: Dataset) -> None:
 
 def best_weights(dataset: Dataset, samples: int) -> torch.Tensor:
     """(T, L) fp32: covariance over variance, over the valid cells of the domain."""
-    index, normalizer = dataset.index("train"), dataset.normalizer
-    channels = [normalizer.channels.names.index(name) for name in normalizer.targets]
+    index, targets = dataset.index("train"), dataset.normalizer.targets
     leads = torch.tensor(dataset.run.data.lead_hours, device=dataset.device)
-    products = torch.zeros((2, len(channels), len(leads)), dtype=torch.float64, device=dataset.device)
+    products = torch.zeros((2, len(targets), len(leads)), dtype=torch.float64, device=dataset.device)
     for raw in dataset.stream(index).listed(index.evenly(samples), dataset.run.batch.micro):
-        batch, example, _ = dataset.prepare(raw)
-        before = example.inputs[:, channels].double()
+        batch, example, (*_, departure) = dataset.prepare(raw)
+        before, usual = departure.double().unbind(1)
         known = example.weight * batch.counted[:, None, None, None]
-        of_sample = torch.stack([known * before * example.targets, known * before**2]).sum((-2, -1))  # (2, B, T)
+        of_sample = torch.stack([known * before * (example.targets - usual), known * before**2]).sum((-2, -1))  # (2, B, T)
         for column, lead in enumerate(leads):
             products[:, :, column] += of_sample[:, batch.lead_hours == lead].sum(1)
     return (products[0] / products[1].clamp(min=1e-12)).float().cpu()

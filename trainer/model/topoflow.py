@@ -55,7 +55,6 @@ class TopoFlow(nn.Module):
 
     head_rows: Tensor
     leads: Tensor
-    target_channels: Tensor
     analysis_weight: Tensor | None
 
     def __init__(self, arch: Architecture) -> None:
@@ -87,7 +86,6 @@ class TopoFlow(nn.Module):
         )
         rows_of_targets = torch.arange(arch.variables * arch.patch**2).view(arch.patch**2, arch.variables)
         self.register_buffer("head_rows", rows_of_targets[:, list(arch.target_channels)].flatten(), persistent=False)
-        self.register_buffer("target_channels", torch.tensor(arch.target_channels), persistent=False)
         self.register_buffer("leads", torch.tensor(arch.leads, dtype=torch.float32), persistent=False)
         shape = len(arch.target_channels), len(arch.leads)
         self.analysis_weight = nn.Parameter(torch.zeros(shape)) if arch.leads else None
@@ -103,7 +101,9 @@ class TopoFlow(nn.Module):
             self.pos_embed.copy_(torch.from_numpy(sincos_2d(self.arch.width, rows, cols)))
             self.var_embed.copy_(torch.from_numpy(sincos_1d(self.arch.width, np.arange(self.arch.variables))))
 
-    def forward(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor, departure: Tensor | None = None
+    ) -> Tensor:
         """Forecast the targets.
 
         Args:
@@ -111,6 +111,7 @@ class TopoFlow(nn.Module):
             lead_hours: (B,) hours ahead.
             elevation: (N,) or (B, N) mean elevation of each patch in metres, raster order.
             rank: (B, N) int64 place of each raster patch along the wind; arange(N) for no scan.
+            departure: (B, 2, T, H, W), of a network of changes: the analysis' anomaly, and what is usual at the valid time.
 
         Returns:
             (B, T, H, W) normalised targets, in the weights' dtype; fp32 where the analysis is added.
@@ -118,7 +119,7 @@ class TopoFlow(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape.
         """
-        self._check_door(x, lead_hours, elevation, rank)
+        self._check_door(x, lead_hours, elevation, rank, departure)
         dtype = self.pos_embed.dtype
         scores, values, bias = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
         tokens = embed_and_aggregate(self._pixels(x), scores, values, bias, dtype)
@@ -135,16 +136,14 @@ class TopoFlow(nn.Module):
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         forecast = self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
-        return forecast if self.analysis_weight is None else forecast.float() + self._of_analysis(x, lead_hours)
-
-    def _of_analysis(self, x: Tensor, lead_hours: Tensor) -> Tensor:
-        """(B, T, H, W) fp32: the share of the analysis' anomaly that is still there, a number for each target and lead time."""
+        if self.analysis_weight is None or departure is None:
+            return forecast
+        # What is usual, and the share of the anomaly that is still there: a number for each target and lead time.
         place = torch.argmin((lead_hours[:, None].float() - self.leads.float()).abs(), 1)
-        assert self.analysis_weight is not None
-        weight = self.analysis_weight.T[place].float()  # (B, T)
-        return weight[:, :, None, None] * x[:, self.target_channels].float()
+        share = self.analysis_weight.T[place].float()[:, :, None, None]
+        return forecast.float() + departure[:, 1].float() + share * departure[:, 0].float()
 
-    def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor) -> None:
+    def _check_door(self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor, departure: Tensor | None) -> None:
         batch, tokens = x.shape[0], self.arch.patches[0] * self.arch.patches[1]
         expected = (self.arch.variables, *self.arch.grid)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
@@ -153,6 +152,12 @@ class TopoFlow(nn.Module):
             raise ValueError(f"lead_hours must have shape ({batch},), got {tuple(lead_hours.shape)}: pass one number a sample")
         if tuple(elevation.shape) not in ((tokens,), (batch, tokens)):
             raise ValueError(f"elevation must have shape ({tokens},) or ({batch}, {tokens}), got {tuple(elevation.shape)}")
+        targets = (batch, 2, len(self.arch.target_channels), *self.arch.grid)
+        given = None if departure is None else tuple(departure.shape)
+        if given != (targets if self.arch.leads else None):
+            raise ValueError(
+                f"departure must have shape {targets} for a network of changes, and be None for others, got {given}"
+            )
         if tuple(rank.shape) != (batch, tokens):
             raise ValueError(f"rank must have shape ({batch}, {tokens}), got {tuple(rank.shape)}")
 

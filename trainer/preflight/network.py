@@ -166,15 +166,15 @@ def check_sensitivity(subject: Subject) -> str:
     if subject.run.wind_scan.mode == "legacy":
         return "not examined in legacy mode"
     model = subject.model.eval()
-    _, _, (x, lead, elevation, rank) = next(prepared(subject))
+    _, _, (x, lead, elevation, rank, *more) = next(prepared(subject))
     with torch.no_grad():
-        plain = model(x, lead, elevation, rank)
+        plain = model(x, lead, elevation, rank, *more)
         changes = {}
         if subject.run.wind_scan.mode != "none":
             tokens = rank.shape[1]
-            changes["wind scan"] = model(x, lead, elevation, tokens - 1 - rank)
+            changes["wind scan"] = model(x, lead, elevation, tokens - 1 - rank, *more)
         if subject.run.model.elevation_bias:
-            changes["elevation bias"] = model(x, lead, torch.zeros_like(elevation), rank)
+            changes["elevation bias"] = model(x, lead, torch.zeros_like(elevation), rank, *more)
     model.train()
     scale = float(plain.std())
     shares = {name: float((other - plain).abs().max()) / scale for name, other in changes.items()}

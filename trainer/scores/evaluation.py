@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data.variables import Variable
-from trainer.baselines.climatology import climatology
+from trainer.dataset import open_climatology
 from trainer.forecaster import Forecaster
 from trainer.scores.errors import ErrorSums, normalised_loss
 from trainer.scores.scoring import score
@@ -28,7 +28,7 @@ def evaluate(forecaster: Forecaster, split: str, samples: int | None) -> dict[st
     micro = forecaster.run.batch.micro
     batches = dataset.stream(index).listed(numbers, micro)
     shown = track(batches, "evaluating", total=-(-len(numbers) // micro), console=Console(stderr=True))
-    sums = score(forecaster.model, shown, dataset, by_day=True, climatology=climatology(dataset))
+    sums = score(forecaster.model, shown, dataset, by_day=True, usual=dataset.usual or open_climatology(dataset))
     return {
         "checkpoint": str(forecaster.checkpoint),
         "step": forecaster.manifest.step,

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Batch
+from data.channels.climatology import Climatology
 from data.stream import Stream
-from trainer.baselines.climatology import Climatology
 from trainer.dataset import Dataset
 from trainer.scores.errors import ErrorSums, normalised_loss
 
@@ -22,12 +22,12 @@ def score(
     dataset: Dataset,
     interrupted: Callable[[], bool] = lambda: False,
     by_day: bool = False,
-    climatology: Climatology | None = None,
+    usual: Climatology | None = None,
 ) -> ErrorSums:
     """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out.
 
     Args:
-        climatology: a baseline to score beside persistence.
+        usual: a baseline to score beside persistence.
         by_day: keep the sums of every day of analyses apart, for intervals.
         interrupted: asked before each batch whether to end early, alike on all ranks; the sums are then of no use.
     """
@@ -40,7 +40,7 @@ def score(
         batch, _, arguments = dataset.prepare(raw)
         forecast = normalizer.physical(model(*arguments).float())
         truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
-        baseline = None if climatology is None else climatology.forecast(batch.hours, batch.lead_hours)
+        baseline = None if usual is None else usual.at(batch.valid_hours)
         day = torch.from_numpy(batch.hours // 24).to(dataset.device) if by_day else None
         sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours, day, baseline)
     return sums
