@@ -15,7 +15,8 @@ from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
 
 PATTERNS = "[blocks.0.*, pos_embed]"
-KINDS = [("0", "fp32"), ("1", "bf16"), ("2", "fp32"), ("3", "fp32")]
+SLOW = pytest.mark.slow
+KINDS = [("3", "fp32"), *(pytest.param(kind, marks=SLOW) for kind in (("0", "fp32"), ("1", "bf16"), ("2", "fp32")))]
 
 
 def is_frozen(name: str) -> bool:
@@ -27,40 +28,40 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
     return tiny_config(tmp_path_factory.mktemp("freeze"), tiny_path, checkpoint={"every": 2})
 
 
-@pytest.fixture(scope="module")
-def runs(config: Path) -> Path:
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def runs(request: pytest.FixtureRequest, config: Path) -> tuple[Path, str]:
+    """At a stage and precision: four steps at once, and two and two."""
+    zero, precision = request.param
+    folder = config.parent / f"{zero}-{precision}"
     jobs: list[dict[str, Any]] = []
-    for zero, precision in KINDS:
-        for name, ends in (("whole", [4]), ("parts", [2, 4])):
-            own = [f"freeze={PATTERNS}", f"precision={precision}", f"run_dir={config.parent}/{name}-{zero}"]
-            jobs += [{"zero": zero, "overrides": [*own, f"steps={end}"]} for end in ends]
+    for name, ends in (("whole", [4]), ("parts", [2, 4])):
+        own = [f"freeze={PATTERNS}", f"precision={precision}", f"run_dir={folder}/{name}"]
+        jobs += [{"zero": zero, "overrides": [*own, f"steps={end}"]} for end in ends]
     done = train_several(config, jobs)
     assert done.returncode == 0, done.stderr[-3000:]
-    return config.parent
+    return folder, precision
 
 
-@pytest.mark.parametrize(("zero", "precision"), KINDS)
-def test_what_is_frozen_stays_and_everything_else_learns(config: Path, runs: Path, zero: str, precision: str) -> None:
-    run = load(config)
+def test_what_is_frozen_stays_and_everything_else_learns(config: Path, runs: tuple[Path, str]) -> None:
+    (folder, precision), run = runs, load(config)
     torch.manual_seed(run.seed)
     first = TopoFlow(run.architecture()).state_dict()
-    last = load_file(runs / f"whole-{zero}/checkpoints/step-00000004/weights.safetensors")
+    last = load_file(folder / "whole/checkpoints/step-00000004/weights.safetensors")
     for name, value in last.items():
         start = first[name].to(torch.bfloat16).float() if precision == "bf16" and is_frozen(name) else first[name]
         if is_frozen(name) or name.endswith("H_scale"):
             assert torch.equal(value, start.reshape(value.shape)), name
         elif name != "var_query":
             assert not torch.equal(value, start.reshape(value.shape)), name
-    state = load_file(runs / f"whole-{zero}/checkpoints/step-00000004/optimizer.safetensors")
+    state = load_file(folder / "whole/checkpoints/step-00000004/optimizer.safetensors")
     assert not [name for name in state if is_frozen(name)]
-    assert manifest(runs / f"whole-{zero}/checkpoints/latest")["parameters"]["pos_embed"]["group"] == "frozen"
+    assert manifest(folder / "whole/checkpoints/latest")["parameters"]["pos_embed"]["group"] == "frozen"
 
 
-@pytest.mark.parametrize(("zero", "precision"), KINDS)
-def test_it_resumes_to_the_bit(runs: Path, zero: str, precision: str) -> None:
-    assert losses(runs / f"whole-{zero}") == losses(runs / f"parts-{zero}")
-    files = [runs / f"{name}-{zero}/checkpoints/step-00000004/weights.safetensors" for name in ("whole", "parts")]
-    ours, theirs = (load_file(file) for file in files)
+def test_it_resumes_to_the_bit(runs: tuple[Path, str]) -> None:
+    folder, _ = runs
+    assert losses(folder / "whole") == losses(folder / "parts")
+    ours, theirs = (load_file(folder / f"{name}/checkpoints/step-00000004/weights.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -111,7 +111,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("where", ["_keep_shards", "load", "finish", "_settle", "build_scan"])
+@pytest.mark.parametrize("where", ["_keep_shards", "finish", "_settle", pytest.param("build_scan", marks=pytest.mark.slow)])
 def test_an_append_that_was_killed_goes_on(
     where: str, raw: Path, short: Path, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -604,7 +604,7 @@ def test_f64_the_count_of_updates_lies_where_the_fused_optimizer_wants_it() -> N
         parameter = torch.nn.Parameter(torch.empty(3, device="meta"))
         optimizer = torch.optim.AdamW([parameter], fused=False)
         optimizer.defaults["fused"] = fused
-        zero.create_states(SimpleNamespace(optimizer=optimizer))
+        zero.create_states(SimpleNamespace(optimizer=optimizer, ema_decay=None))
         assert optimizer.state[parameter]["step"].device.type == place
         assert optimizer.state[parameter]["exp_avg"].device.type == "meta"
 
