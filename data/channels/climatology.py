@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from data import DataError
@@ -77,6 +75,9 @@ def _digest(means: np.ndarray, months: np.ndarray) -> str:
 
 
 def _measured(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    from rich.console import Console  # for the one rank that measures
+    from rich.progress import track
+
     training = np.flatnonzero(store.inside("train"))
     month = month_of(store.times[training])
     enough = [number for number in range(12) if (month == number).sum() >= 24 * ENOUGH_DAYS]

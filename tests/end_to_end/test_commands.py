@@ -77,7 +77,7 @@ def test_run_directory_holds_everything(trained: Path) -> None:
 
 def test_evaluation_agrees_with_numpy_on_persistence(trained: Path) -> None:
     text = succeed("trainer", "evaluate", str(trained))
-    assert "skill = 1 - MSE / MSE of persistence" in text
+    assert "skill = 1 - MSE / MSE of that" in text
     result = json.loads((trained / "evaluation-test.json").read_text())
     store = open_store(trained.parent / "small.zarr")
     assert result["fingerprints"]["data"] == store.fingerprint
