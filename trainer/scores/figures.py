@@ -97,9 +97,11 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
         shown = np.concatenate([before[row], truth[row]])
         low, high = np.nanquantile(shown, [0.02, 0.995])
         held = forecaster.dataset.store.contents
-        norm = LogNorm(max(low, 1e-3 * high), high) if name in SKEWED else Normalize(low, high)
+        least = max(low, 1e-3 * high) if name in SKEWED else low
+        norm = LogNorm(least, high) if name in SKEWED else Normalize(least, high)
         for column, field in enumerate((before[row], truth[row], predicted[row])):
-            image = _draw(panels[row, column], forecaster, field, aspect, norm=norm, cmap="viridis")
+            shown = np.maximum(field, least)  # a forecast of 0 has no logarithm, and is not missing
+            image = _draw(panels[row, column], forecaster, shown, aspect, norm=norm, cmap="viridis")
         figure.colorbar(
             image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({held.variable(name).units})"
         )
