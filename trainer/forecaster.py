@@ -48,6 +48,7 @@ def load_forecaster(
         raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
     manifest = store.manifest(found)
     run = validate(manifest.config, str(found / "manifest.json"), overrides)
+    run = run.model_copy(update={"run_dir": run_dir.absolute()})  # it may have moved since
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = open_dataset(run, device)
     for name, value in dataset.fingerprints().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ DAYS = ("2015-01-12", "2015-01-13")
 @pytest.fixture(scope="module")
 def trained(tiny_path: Path, tiny_scan: ScanCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("forecasts")
-    done = train(tiny_config(folder, tiny_path), "steps=2", "checkpoint.every=2", ranks=1)
+    done = train(tiny_config(folder, tiny_path), "steps=2", "checkpoint.every=2", "model.predict=change", ranks=1)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -94,6 +95,18 @@ def test_other_forecasts_are_not_mixed_in(forecaster: Forecaster, tmp_path: Path
         list(series.write_series(forecaster, series.starts_of(forecaster, *DAYS, 12), out))
     with pytest.raises(DataError, match="no forecast can start from 2019-01-01"):
         series.starts_of(forecaster, "2019-01-01", "2019-01-02", 12)
+
+
+def test_a_run_that_has_moved_keeps_what_it_measures_with_itself(trained: Path, tmp_path: Path) -> None:
+    """The configuration remembers the place where it was trained; nothing is looked for, or written, there."""
+    moved = Path(shutil.copytree(trained, tmp_path / "moved"))
+    (moved / "climatology.npz").unlink()
+    before = (trained / "climatology.npz").stat()
+    first, again = load_forecaster(trained), load_forecaster(moved)
+    assert (moved / "climatology.npz").exists()
+    assert (trained / "climatology.npz").stat() == before
+    hour = 12 * 24
+    assert torch.equal(forecast(first, hour, [6, 12])[1], forecast(again, hour, [6, 12])[1])
 
 
 def test_one_analysis_or_many(trained: Path) -> None:
