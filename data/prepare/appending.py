@@ -19,7 +19,7 @@ import numpy as np
 from data import DataError
 from data.prepare import ahead
 from data.prepare.beginning import build_scan, console
-from data.prepare.grids.grid import Grid, same_grid
+from data.prepare.grids.grid import from_tables, same_grid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Scan
 from data.prepare.shards import GRIDS, job_of, write_last
@@ -155,7 +155,7 @@ def _require_later(catalogue: Catalogue, store: Store) -> None:
 
 def _require_same_grids(catalogue: Catalogue, store: Store) -> None:
     with np.load(store.path / GRIDS, allow_pickle=False) as file:
-        before = [Grid(file[f"lat/{number}"], file[f"lon/{number}"]) for number in range(len(file.files) // 2)]
+        before = from_tables(file)
     same = len(before) == len(catalogue.grids) and all(
         same_grid(grid, other, SAME_GRID) for grid, other in zip(before, catalogue.grids, strict=True)
     )

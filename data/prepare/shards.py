@@ -15,6 +15,7 @@ import scipy.sparse
 import zarr
 
 from data import DataError, locks
+from data.prepare.grids.grid import as_tables
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
@@ -136,9 +137,7 @@ def attachments_of(path: Path) -> dict[str, bytes]:
         about = identity.recorded(job.base.path) | about
         plan = (job.base.path / PLAN).read_bytes()
     grids = io.BytesIO()
-    axes = {f"lat/{number}": grid.lat for number, grid in enumerate(job.catalogue.grids)}
-    axes |= {f"lon/{number}": grid.lon for number, grid in enumerate(job.catalogue.grids)}
-    np.savez(grids, **axes)  # type: ignore[arg-type]
+    np.savez(grids, **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
     kept = {PLAN: plan, identity.RECORD: json.dumps(about, indent=0).encode(), GRIDS: grids.getvalue()}
     return kept | {file.name: file.read_bytes() for file in parts.glob("weights-*.npz")}
 

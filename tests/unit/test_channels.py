@@ -25,6 +25,7 @@ from trainer.config_file import load
 from trainer.dataset import open_dataset
 from trainer.foreign.weights import network_with
 from trainer.model.topoflow import TopoFlow
+from trainer.preflight.plan_command import training_samples
 
 CPU = torch.device("cpu")
 # Published positions: (UTC, latitude, longitude, zenith angle without refraction).
@@ -134,6 +135,16 @@ def test_samples_need_every_hour_that_they_read(tiny: Store) -> None:
     assert index.t.min() == 6  # there is nothing before the first hour
     assert not {50, 56, 38} & set(index.t.tolist())
     assert {51, 55, 37} <= set(index.t.tolist())
+
+
+def test_the_plan_counts_the_samples_that_the_run_will_have(tiny: Store, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny.path, wind_scan={"mode": "none"})
+    counts = []
+    for history in ("[]", "[30]"):
+        run = load(config, [f"data.history={history}"])
+        counts.append(training_samples(run))
+        assert counts[-1] == len(open_dataset(run, CPU).index("train"))
+    assert counts[0] != counts[1]
 
 
 def test_the_best_share_of_an_anomaly_is_the_one_of_least_squares(tiny: Store, tmp_path: Path) -> None:

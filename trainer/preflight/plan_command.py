@@ -47,4 +47,7 @@ def training_samples(config: Run) -> int | None:
     cache = None if scan.cache is None else open_cache(scan.cache, store, patch=config.model.patch)
     if days is not None:
         store = replace(store, splits={name: hours_of(store, name, ranges) for name, ranges in days.items()})
-    return len(index_samples(store, "train", config.data.lead_hours, cache, scan.mode, config.seed))
+    channels = config.data.channels()
+    store.contents.require([*channels.inputs, *channels.future], str(store.path))
+    reads = channels.reads(store.contents)
+    return len(index_samples(store, "train", config.data.lead_hours, cache, scan.mode, config.seed, reads))

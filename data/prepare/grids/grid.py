@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,3 +71,14 @@ def areas(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
 def wrapped(degrees: np.ndarray) -> np.ndarray:
     """The same angles in -180 .. 180."""
     return (degrees + 180.0) % 360.0 - 180.0
+
+
+def as_tables(grids: list[Grid]) -> dict[str, np.ndarray]:
+    """Grids as what an .npz holds."""
+    return {f"{kind}/{number}": getattr(grid, kind) for number, grid in enumerate(grids) for kind in ("lat", "lon")}
+
+
+def from_tables(tables: Mapping[str, np.ndarray]) -> list[Grid]:
+    """The grids that `as_tables` made, perhaps among other tables."""
+    count = sum(name.startswith("lat/") for name in tables)
+    return [Grid(tables[f"lat/{number}"], tables[f"lon/{number}"]) for number in range(count)]

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.grids.grid import Grid, same_grid
+from data.prepare.grids.grid import Grid, as_tables, from_tables, same_grid
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.headers import Header, read_header
 from data.prepare.sources.hours import PIECES
@@ -74,8 +74,7 @@ class Catalogue:
             "defined": [asdict(variable) for variable in self.defined],
         }
         tables = {f"{kind}/{name}": column for kind, columns in self._columns().items() for name, column in columns.items()}
-        tables |= {f"lat/{number}": grid.lat for number, grid in enumerate(self.grids)}
-        tables |= {f"lon/{number}": grid.lon for number, grid in enumerate(self.grids)}
+        tables |= as_tables(self.grids)
         np.savez(path, about=np.array(json.dumps(about)), **tables)  # type: ignore[arg-type]
 
     def _columns(self) -> dict[str, dict[str, np.ndarray]]:
@@ -94,7 +93,7 @@ def load_catalogue(path: Path) -> Catalogue:
         clock = Clock(**{**stated, "lead_hours": lead})
         hours, file_of, place_of = columns
         files, grid_of = [Path(f) for f in about["files"]], about["grid_of"]
-        grids = [Grid(file[f"lat/{number}"], file[f"lon/{number}"]) for number in range(max(grid_of.values()) + 1)]
+        grids = from_tables(file)
         defined = tuple(restored(own) for own in about["defined"])
         return Catalogue(fields, files, grids, grid_of, dims, hours, file_of, place_of, clock, about["by_air"], defined)
 
