@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from data.wind_scan.cache import ScanCache
-from tests.launching import BIN, arguments, losses, manifest, module, ranks_of, run, tiny_config, train
+from tests.launching import arguments, losses, manifest, module, ranks_of, start_ranks, tiny_config, train
 from trainer.checkpoint import same_run, store
 from trainer.checkpoint.manifest import CheckpointError, FileRecord, Manifest, Memory, Progress, write
 
@@ -154,7 +155,7 @@ def test_f07_a_rank_that_differs_is_named_with_its_tensor(config: Path) -> None:
 
 def test_f27_resume_with_another_batch_or_rate_is_refused(config: Path, finished: Path) -> None:
     """Batch, accumulation and rates differed silently from the run being resumed."""
-    done = train(config, f"run_dir={finished}", "optimizer.lr=1e-3", "batch.micro=4", "steps=50", launcher="deepspeed")
+    done = train(config, f"run_dir={finished}", "optimizer.lr=1e-3", "batch.micro=4", "steps=50")
     assert done.returncode != 0
     assert "optimizer.lr: 0.002 then, 0.001 now" in done.stderr
     assert "batch.micro: 2 then, 4 now" in done.stderr
@@ -180,19 +181,10 @@ def test_a_full_disk_during_a_save_is_named_and_the_checkpoint_before_still_work
     done = train(config, f"run_dir={folder}", "steps=4")
     assert done.returncode == 0, done.stderr[-3000:]
     largest = max(f.stat().st_size for f in (folder / "checkpoints").rglob("*.safetensors"))
-    command = [
-        "bash",
-        "-c",
-        f'ulimit -f {largest // 2048}; exec "$@"',
-        "-",
-        str(BIN / "torchrun"),
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "trainer/train.py",
-        *arguments(config, f"run_dir={folder}", "steps=8", zero="1"),
-    ]
-    done = run(command)
+    started = start_ranks(["trainer/train.py", *arguments(config, f"run_dir={folder}", "steps=8", zero="1")], 2)
+    for pid in started.pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+    done = started.wait()
     assert done.returncode != 0
     assert "step-00000008 could not be written (rank 0: " in done.stderr
     assert "are intact: make room" in done.stderr
