@@ -29,7 +29,7 @@ $(SCAN): | $(STORE)
 # make train steps=2400 continues the same run.
 train: .venv/installed | $(STORE) $(SCAN)
 	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
-	$(BIN)/python -m trainer evaluate $(RUN) --samples 400
+	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m trainer evaluate $(RUN)
 	$(BIN)/python -m trainer plot $(RUN)
 
 test: .venv/installed lint

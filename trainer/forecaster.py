@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Forecaster:
     model: TopoFlow
     checkpoint: Path
     manifest: Manifest
+    averaged: bool = False  # the running mean of the weights
 
 
 def load_forecaster(
@@ -49,7 +51,7 @@ def load_forecaster(
     manifest = store.manifest(found)
     run = validate(manifest.config, str(found / "manifest.json"), overrides)
     run = run.model_copy(update={"run_dir": run_dir.absolute()})  # it may have moved since
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
     dataset = open_dataset(run, device)
     for name, value in dataset.fingerprints().items():
         then = manifest.fingerprints.get(name, "none")
@@ -66,7 +68,7 @@ def load_forecaster(
     _, report = match(str(found), weights, expected, [], START_AT_ZERO)
     report.refuse_unless_complete()
     model.load_state_dict(weights)
-    return Forecaster(run, dataset, model.to(device).eval(), found, manifest)
+    return Forecaster(run, dataset, model.to(device).eval(), found, manifest, averaged)
 
 
 @torch.no_grad()
@@ -100,6 +102,12 @@ def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None =
             if (store.missing[read.group][at] >= 1.0).all():
                 return f"{store.path}: {read.group} at {store.times[at]} is wholly missing"
     return ""
+
+
+def given_weather(forecaster: Forecaster) -> str:
+    """What a score must say of the weather that the forecast was made with."""
+    future = forecaster.run.data.future
+    return f"perfect (analysed) at the valid time: {', '.join(future)}" if future else "of the analysis"
 
 
 def hour_of(forecaster: Forecaster, time: str | None) -> int:

@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "trainer.scores": ("data", "trainer.config", "trainer.checkpoint", "trainer.foreign", "trainer.dataset",
                        "trainer.forecaster", "trainer.scores"),
     "trainer.baselines": ("data", "trainer.dataset", "trainer.model"),
+    "trainer.verification": ("data", "trainer.baselines", "trainer.dataset", "trainer.forecaster", "trainer.scores",
+                             "trainer.verification"),
     "trainer.run": ("data", "trainer.config", "trainer.config_file", "trainer.checkpoint", "trainer.engine", "trainer.foreign",
                     "trainer.dataset", "trainer.model", "trainer.process", "trainer.scores", "trainer.run"),
     "trainer": ("data", "trainer"),

@@ -22,23 +22,35 @@ def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> Non
     truth[rng.random(truth.shape) < 0.2] = np.nan
     before[rng.random(before.shape) < 0.2] = np.nan
     usual[rng.random(usual.shape) < 0.1] = np.nan
-    area = rng.random((4, 6))
-    sums = ErrorSums(2, [12, 24], torch.device("cpu"))
+    areas = rng.random((2, 4, 6))
+    baselines = ("persistence", "climatology")
+    sums = ErrorSums(2, [12, 24], torch.device("cpu"), baselines, regions=2)
+    mean = np.array([9.0, 11.0])
     for part in (slice(0, 2), slice(2, 5)):
-        arrays = (torch.from_numpy(a[part]) for a in (forecast, truth, before))
-        sums.add(*arrays, torch.from_numpy(area), torch.from_numpy(leads[part]), None, torch.from_numpy(usual[part]))
-    table = sums.table()
+        own, seen, *others = (torch.from_numpy(a[part]) for a in (forecast, truth, before, usual))
+        given = dict(zip(baselines, others, strict=True))
+        reference = torch.from_numpy(mean)[:, None, None]
+        sums.add(own, seen, given, torch.from_numpy(areas), torch.from_numpy(leads[part]), None, reference)
+    for region, area in enumerate(areas):
+        require_scores(sums.table(region), area, leads, mean, forecast, truth, before, usual)
+
+
+def require_scores(
+    table: dict[str, torch.Tensor], area: np.ndarray, leads: np.ndarray, mean: np.ndarray, *fields: np.ndarray
+) -> None:
+    """What numpy makes of all cells at once."""
+    forecast, truth, before, usual = fields
     for variable in range(2):
         for column, lead in enumerate((12, 24)):
             f, t, p, u = (a[leads == lead, variable] for a in (forecast, truth, before, usual))
-            w = np.broadcast_to(area, t.shape)
-            k, c = np.isfinite(t), np.isfinite(t) & np.isfinite(p) & np.isfinite(u)
+            w, m = np.broadcast_to(area, t.shape), mean[variable]
+            k, c, d = np.isfinite(t), np.isfinite(t) & np.isfinite(p), np.isfinite(t) & np.isfinite(u)
             rmse = np.sqrt(np.average((f - t)[k] ** 2, weights=w[k]))
             persistence = np.sqrt(np.average((p - t)[c] ** 2, weights=w[c]))
-            climatology = np.sqrt(np.average((u - t)[c] ** 2, weights=w[c]))
+            climatology = np.sqrt(np.average((u - t)[d] ** 2, weights=w[d]))
             expected = {
                 "climatology_rmse": climatology,
-                "climatology_skill": 1 - np.average((f - t)[c] ** 2, weights=w[c]) / climatology**2,
+                "climatology_skill": 1 - np.average((f - t)[d] ** 2, weights=w[d]) / climatology**2,
                 "rmse": rmse,
                 "mae": np.average(abs(f - t)[k], weights=w[k]),
                 "bias": np.average((f - t)[k], weights=w[k]),
@@ -50,6 +62,8 @@ def test_scores_equal_those_of_all_samples_at_once_whatever_the_batches() -> Non
                 "mfe": np.average((2 * abs(f - t) / (f + t))[k], weights=w[k]),
                 "fac2": np.average(((f / t >= 0.5) & (f / t <= 2.0))[k], weights=w[k]),
                 "r": weighted_correlation(f[k], t[k], w[k]),
+                "ioa": 1 - (w * (f - t) ** 2)[k].sum() / (w * (abs(f - m) + abs(t - m)) ** 2)[k].sum(),
+                "acc": (w * (f - u) * (t - u))[d].sum() / np.sqrt((w * (f - u) ** 2)[d].sum() * (w * (t - u) ** 2)[d].sum()),
             }
             for name, value in expected.items():
                 assert float(table[name][variable, column]) == pytest.approx(value, rel=1e-12), name
@@ -65,11 +79,13 @@ def test_the_interval_of_the_skill_is_that_of_whole_days_drawn_again() -> None:
     given = [torch.from_numpy(a) for a in (forecast, truth, before)]
     whole, parts = (ErrorSums(1, [12, 24], torch.device("cpu"), blocks=20) for _ in range(2))
     area = torch.ones(3, 4)
-    whole.add(*given, area, torch.from_numpy(lead), torch.from_numpy(day))
+    own, seen, unchanged = given
+    whole.add(own, seen, {"persistence": unchanged}, area, torch.from_numpy(lead), torch.from_numpy(day))
     for part in (slice(20, 40), slice(0, 20)):
-        parts.add(*(a[part] for a in given), area, torch.from_numpy(lead[part]), torch.from_numpy(day[part]))
-    torch.testing.assert_close(whole.skill_interval(), parts.skill_interval())
-    low, high = (bound.numpy() for bound in whole.skill_interval(resamples=4000))
+        baselines = {"persistence": unchanged[part]}
+        parts.add(own[part], seen[part], baselines, area, torch.from_numpy(lead[part]), torch.from_numpy(day[part]))
+    torch.testing.assert_close(whole.intervals(), parts.intervals())
+    low, high = (whole.intervals(resamples=4000)[f"skill_{end}"].numpy() for end in ("low", "high"))
     days, own = np.unique(day), np.random.default_rng(2)
     for column, hours in enumerate((12, 24)):
         squares = [[((a - truth)[(day == d) & (lead == hours)] ** 2).sum() for d in days] for a in (forecast, before)]

@@ -1,57 +1,84 @@
-"""Score a checkpoint on held-out days: errors and skill for every pollutant and lead time, in physical units."""
+"""Score a checkpoint on held-out days, in physical units: by pollutant, lead time and region, as hours and as local days,
+beside persistence, climatology and their best mix. Shared by all processes of a launcher; an interrupted one goes on."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from trainer.commands import add_trained_run
 
-EXAMPLES = "  python -m trainer evaluate runs/demo --split test --samples 200"
+EXAMPLES = """  python -m trainer evaluate runs/demo --split test
+  python -m trainer evaluate runs/demo --samples 200
+  torchrun --nproc_per_node 8 -m trainer evaluate runs/china --regions provinces.geojson
+  deepspeed --num_gpus 8 --module trainer evaluate runs/china"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trained_run(parser)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--samples", type=int, help="spread evenly over the split (default: all)")
+    add = parser.add_argument
+    add("--split", default="test")
+    add("--samples", type=int, help="spread evenly over the split (default: all, which daily values need)")
+    add("--regions", type=Path, metavar="FILE", help="GeoJSON of polygons with a 'name' (default: plains, slopes and plateau)")
+    add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
 
 def run(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from trainer.forecaster import load_forecaster
-    from trainer.scores.evaluation import evaluate
+    from trainer.verification.evaluation import Options, evaluate
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
-    result = evaluate(forecaster, options.split, options.samples)
+    done = evaluate(forecaster, Options(options.split, options.samples, options.utc_offset, options.regions))
+    if done is None:
+        return
     path = options.run_dir / f"evaluation-{options.split}.json"
-    path.write_text(json.dumps(result, indent=1))
-    show(result)
+    path.write_text(json.dumps(done.scores, indent=1))
+    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **done.maps)
+    show(done.scores)
     print(f"wrote {path}")
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print one row for every pollutant and lead time."""
+    """Print one row for every pollutant and lead time, and what is said of days."""
     from rich.table import Table
 
     from data.command_line import console
 
-    title = f"{result['split']} split, {result['samples']} samples, step {result['step']}; weather {result['weather']}"
-    columns = ("pollutant", "units", "lead", "RMSE", "MAE", "bias", "NMB %", "R")
-    table = Table(*columns, "persistence", "skill", "95 %", "climatology", "skill", "95 %", title=title)
+    what = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
+    title = f"{what}; ug m-3; weather {result['weather']}"
+    columns = ("pollutant", "lead", "RMSE", "MAE", "bias", "NMB %", "R")
+    table = Table(*columns, "persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill", title=title)
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
             numbers = [s[kind] for kind in ("rmse", "mae", "bias")]
             numbers += [None if s["nmb"] is None else 100.0 * s["nmb"], s["r"]]
             values = ["-" if x is None else f"{x:.2f}" for x in numbers]
-            table.add_row(name, s["units"], lead, *values, *against(s, "persistence"), *against(s, "climatology"))
+            compared = [*against(s, "persistence"), *against(s, "climatology"), *against(s, "mix")[:2]]
+            table.add_row(name, lead, *values, *compared)
         table.add_section()
     screen = console(140)
     screen.print(table)
     screen.print(
-        "persistence, climatology: their RMSE. skill = 1 - MSE / MSE of that: 1 is perfect, 0 is as good as assuming that "
-        "nothing changes, or that it is as usual at that hour; coloured where its interval, of days drawn with replacement, "
-        "excludes 0"
+        "persistence, climatology, mix: their RMSE. skill = 1 - MSE / MSE of that: 1 is perfect, 0 is as good as assuming that "
+        "nothing changes, that it is as usual at that hour, or the best mix of both; coloured where its interval, of local "
+        "days drawn with replacement, excludes 0"
     )
+    daily = result["daily"]
+    if not daily["days"]:
+        screen.print("daily values: none, they need every hour of a day: evaluate without --samples")
+        return
+    for index in daily["indices"]:
+        said = [
+            f"{lead} {100 * s['forecast']['class_right']:.0f} % (persistence {100 * s['persistence']['class_right']:.0f} %)"
+            for lead, s in index["regions"]["domain"].items()
+            if s["forecast"]["class_right"] is not None and s["persistence"]["class_right"] is not None
+        ]
+        screen.print(f"air-quality class of {index['standard']} right, of {daily['days']} local days: {', '.join(said)}")
 
 
 def against(scores: dict[str, Any], baseline: str) -> list[str]:
@@ -61,4 +88,4 @@ def against(scores: dict[str, Any], baseline: str) -> list[str]:
     if skill is None:
         return ["-", "-", "-"]
     style = "green" if low > 0 else "red" if high < 0 else "default"
-    return [f"{rmse:.2f}", f"[{style}]{skill:+.3f}[/]", f"{low:+.3f} .. {high:+.3f}"]
+    return [f"{rmse:.2f}", f"[{style}]{skill:+.3f}[/]", f"{low:+.2f} .. {high:+.2f}"]

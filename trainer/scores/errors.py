@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,153 +34,159 @@ def weighted_loss(forecast: Tensor, target: Tensor, weight: Tensor, kind: str = 
 
 
 class ErrorSums:
-    """Weighted sums of errors per (variable, lead time, block); fp64, so that any order of ranks and batches agrees.
+    """Weighted sums of errors per (variable, lead time, region, block); fp64, so that any order of batches agrees.
 
-    Kinds: squared error, absolute error and error of the forecast, and their weight; squared errors of persistence and
-    of the forecast where both exist, and their weight; values, their squares and product; fractional errors, and how much of
-    the forecast is within a factor of two.
+    Of the forecast: squared and absolute error, error, weight, values, their squares and product, fractional errors, how
+    much is within a factor of two, and Willmott's potential error. Of each baseline, over the cells where it has a value: its
+    squared error, that of the forecast, and their weight. With climatology: the anomalies' squares and product.
     """
 
-    KINDS = (
-        "squared",
-        "absolute",
-        "error",
-        "persistence_squared",
-        "weight",
-        "comparable_squared",
-        "comparable_weight",
-        "truth",
-        "forecast",
-        "truth_squared",
-        "forecast_squared",
-        "product",
-        "fractional",
-        "fractional_absolute",
-        "within_two",
-        "climatology_squared",
-    )
+    OWN = ("squared", "absolute", "error", "weight", "truth", "forecast", "truth_squared", "forecast_squared", "product",
+           "fractional", "fractional_absolute", "within_two", "potential")  # fmt: skip
+    ANOMALIES = ("anomaly_product", "anomaly_truth", "anomaly_forecast")
 
-    def __init__(self, variables: int, lead_hours: list[int], device: torch.device, blocks: int = 1) -> None:
+    def __init__(
+        self,
+        variables: int,
+        lead_hours: list[int],
+        device: torch.device,
+        baselines: Sequence[str] = ("persistence",),
+        regions: int = 1,
+        blocks: int = 1,
+    ) -> None:
         """
         Args:
+            baselines: what the forecast is compared with.
             blocks: parts of the period, as days, that are resampled for intervals.
         """
-        self.lead_hours = lead_hours
-        shape = (len(self.KINDS), variables, len(lead_hours), blocks)
+        self.lead_hours, self.baselines = lead_hours, tuple(baselines)
+        compared = [f"{name}_{part}" for name in baselines for part in ("squared", "forecast", "weight")]
+        self.kinds = (*self.OWN, *compared, *(self.ANOMALIES if "climatology" in baselines else ()))
+        shape = (len(self.kinds), variables, len(lead_hours), regions, blocks)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(
         self,
         forecast: Tensor,
         truth: Tensor,
-        persistence: Tensor,
-        area: Tensor,
+        baselines: Mapping[str, Tensor],
+        weights: Tensor,
         lead_hours: Tensor,
         block: Tensor | None = None,
-        climatology: Tensor | None = None,
-    ) -> None:
-        """Add samples.
+        reference: Tensor | float = 0.0,
+    ) -> Tensor:
+        """Add samples, and return the sums of each, (kinds, B, T, R).
 
         Args:
-            forecast, truth, persistence, climatology: (B, T, H, W) in the same units; NaN where a value is missing. Without
-                climatology, its scores mean nothing.
-            area: (H, W) weights.
+            forecast, truth: (B, T, H, W) in the same units; NaN where a value is missing.
+            baselines: forecasts of the same shape by their names, NaN where there is none.
+            weights: (R, H, W), or (H, W) of one region.
             lead_hours: (B,).
             block: (B,) int64, in which block each sample lies; by default in the first.
+            reference: (T, 1, 1) about which the index of agreement is taken.
         """
-        climatology = truth if climatology is None else climatology
-        truth, forecast, persistence = truth.double(), forecast.double(), persistence.double()
-        known = torch.isfinite(truth)
-        comparable = known & torch.isfinite(persistence) & torch.isfinite(climatology)
-        climatology_error = torch.where(comparable, climatology.double() - truth, 0.0)
+        truth, forecast = truth.double(), forecast.double()
+        known = torch.isfinite(truth) & torch.isfinite(forecast)
         error = torch.where(known, forecast - truth, 0.0)
-        persistence_error = torch.where(comparable, persistence - truth, 0.0)
-        weight, both = area.double() * known, area.double() * comparable
         truth, forecast = (torch.where(known, field, 0.0) for field in (truth, forecast))
-        total = forecast + truth
+        total, squared, distance = forecast + truth, error**2, error.abs()
         fractional = torch.where(total > 0.0, 2.0 * error / total.clamp(min=1e-30), 0.0)
-        within = (forecast <= 2.0 * truth) & (truth <= 2.0 * forecast)
-        one = torch.ones_like(error)
         summed = {
-            "squared": weight * error**2,
-            "absolute": weight * error.abs(),
-            "error": weight * error,
-            "persistence_squared": both * persistence_error**2,
-            "weight": weight * one,
-            "comparable_squared": both * error**2,
-            "comparable_weight": both * one,
-            "truth": weight * truth,
-            "forecast": weight * forecast,
-            "truth_squared": weight * truth**2,
-            "forecast_squared": weight * forecast**2,
-            "product": weight * forecast * truth,
-            "fractional": weight * fractional,
-            "fractional_absolute": weight * fractional.abs(),
-            "within_two": weight * within,
-            "climatology_squared": both * climatology_error**2,
+            "squared": squared,
+            "absolute": distance,
+            "error": error,
+            "weight": known.double(),
+            "truth": truth,
+            "forecast": forecast,
+            "truth_squared": truth**2,
+            "forecast_squared": forecast**2,
+            "product": forecast * truth,
+            "fractional": fractional,
+            "fractional_absolute": fractional.abs(),
+            "within_two": (known & (forecast <= 2.0 * truth) & (truth <= 2.0 * forecast)).double(),
+            "potential": known * ((forecast - reference).abs() + (truth - reference).abs()) ** 2,
         }
-        per_sample = torch.stack([summed[kind].sum((2, 3)) for kind in self.KINDS])  # (kind, B, T)
+        for name in self.baselines:
+            baseline = baselines[name].double()
+            both = known & torch.isfinite(baseline)
+            summed[f"{name}_squared"] = torch.where(both, baseline - truth, 0.0) ** 2
+            summed[f"{name}_forecast"] = squared * both
+            summed[f"{name}_weight"] = both.double()
+            if name == "climatology":
+                ours, own = (torch.where(both, field - baseline, 0.0) for field in (forecast, truth))
+                summed |= dict(zip(self.ANOMALIES, (ours * own, own**2, ours**2), strict=True))
+        weights = weights.double().reshape(self.sums.shape[3], -1).T
+        per_sample = torch.stack([summed[kind].flatten(2) @ weights for kind in self.kinds])  # (kind, B, T, R)
         block = torch.zeros_like(lead_hours, dtype=torch.int64) if block is None else block
         for column, lead in enumerate(self.lead_hours):
             mine = lead_hours == lead
-            self.sums[:, :, column].index_add_(2, block[mine], per_sample[:, mine].transpose(1, 2))
+            self.sums[:, :, column].index_add_(3, block[mine], per_sample[:, mine].permute(0, 2, 3, 1))
+        return per_sample
 
     def all_reduce(self) -> None:
         """Sum over all ranks of the default process group, if there is one."""
         if dist.is_initialized():
             dist.all_reduce(self.sums)
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, region: int = 0) -> dict[str, Tensor]:
         """(T, L) fp64 each, NaN where no cell was valid.
 
-        rmse, mae, bias, persistence_rmse, climatology_rmse; skill and climatology_skill = 1 - MSE / MSE of persistence or of
-        climatology (Murphy 1988), over the cells where both have a value; nmb, nme: bias and mean absolute error as a share of
-        the mean truth; mfb, mfe: mean fractional bias and error, of -2 .. 2 (Boylan and Russell 2006); fac2: share within a
-        factor of two; r: Pearson's correlation over cells and times.
+        rmse, mae, bias; nmb, nme: bias and mean absolute error as a share of the mean truth; mfb, mfe: mean fractional bias and
+        error, of -2 .. 2 (Boylan and Russell 2006); fac2: share within a factor of two; r: Pearson's correlation over
+        cells and times; ioa: index of agreement (Willmott 1981), about `reference` in place of the mean truth, which one pass
+        cannot know; acc: correlation of anomalies from climatology, not centred. For each baseline its RMSE, and skill = 1 -
+        MSE / MSE of the baseline (Murphy 1988), over the cells where both have a value; plain `skill` is against persistence.
         """
-        squared, absolute, error, persistence, weight, comparable, comparable_weight, *values = self.sums.sum(-1)
-        truth, forecast, truth_squared, forecast_squared, product, fractional, fractional_absolute, within, climate = values
-        mse, persistence_mse = squared / weight, persistence / comparable_weight
-        covariance = product / weight - truth * forecast / weight**2
-        variances = (truth_squared / weight - (truth / weight) ** 2) * (forecast_squared / weight - (forecast / weight) ** 2)
-        return {
-            "nmb": error / truth,
-            "nme": absolute / truth,
-            "mfb": fractional / weight,
-            "mfe": fractional_absolute / weight,
-            "fac2": within / weight,
-            "r": covariance / variances.sqrt(),
-            "rmse": mse.sqrt(),
-            "mae": absolute / weight,
-            "bias": error / weight,
-            "persistence_rmse": persistence_mse.sqrt(),
-            "climatology_rmse": (climate / comparable_weight).sqrt(),
-            "skill": 1.0 - comparable / persistence,
-            "climatology_skill": 1.0 - comparable / climate,
+        sums = dict(zip(self.kinds, self.sums[:, :, :, region].sum(-1), strict=True))
+        weight, truth, forecast = sums["weight"], sums["truth"], sums["forecast"]
+        covariance = sums["product"] / weight - truth * forecast / weight**2
+        variances = [sums[f"{name}_squared"] / weight - (sums[name] / weight) ** 2 for name in ("truth", "forecast")]
+        scores = {
+            "nmb": sums["error"] / truth,
+            "nme": sums["absolute"] / truth,
+            "mfb": sums["fractional"] / weight,
+            "mfe": sums["fractional_absolute"] / weight,
+            "fac2": sums["within_two"] / weight,
+            "r": covariance / (variances[0] * variances[1]).sqrt(),
+            "ioa": 1.0 - sums["squared"] / sums["potential"],
+            "rmse": (sums["squared"] / weight).sqrt(),
+            "mae": sums["absolute"] / weight,
+            "bias": sums["error"] / weight,
+            "mean_truth": truth / weight,
         }
+        for name in self.baselines:
+            scores[f"{name}_rmse"] = (sums[f"{name}_squared"] / sums[f"{name}_weight"]).sqrt()
+            scores[_skill(name)] = 1.0 - sums[f"{name}_forecast"] / sums[f"{name}_squared"]
+        if "climatology" in self.baselines:
+            scores["acc"] = sums["anomaly_product"] / (sums["anomaly_truth"] * sums["anomaly_forecast"]).sqrt()
+        return scores
 
-    def skill_interval(self, baseline: str = "persistence", resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """(T, L) fp64 each: the 2.5 and 97.5 % quantile of the skill when blocks are drawn with replacement (Efron 1979).
+    def intervals(self, region: int = 0, resamples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+        """(T, L) fp64 each: SKILL_low and SKILL_high of every baseline, the 2.5 and 97.5 % quantile of the skill when blocks
+        are drawn with replacement (Efron 1979). NaN where no cell was comparable."""
+        found = {}
+        for name in self.baselines:
+            ours, theirs = (self.sums[self.kinds.index(f"{name}_{part}"), :, :, region] for part in ("forecast", "squared"))
+            there = theirs.sum((0, 1)) > 0
+            drawn = int(there.sum())
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randint(max(drawn, 1), (resamples, drawn), generator=generator)
+            times = torch.zeros((resamples, drawn), dtype=torch.float64).scatter_add_(
+                1, chosen, torch.ones(chosen.shape).double()
+            )
+            times = times.to(self.sums.device)
+            sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (ours, theirs)]
+            skill = 1.0 - sums[0] / sums[1]
+            for end, share in (("low", 0.025), ("high", 0.975)):
+                found[f"{_skill(name)}_{end}"] = torch.quantile(skill, share, -1)
+        return found
 
-        Args:
-            baseline: "persistence" or "climatology".
 
-        NaN where no cell was comparable.
-        """
-        kinds = (f"{baseline}_squared", "comparable_squared")
-        unskilled, comparable = (self.sums[self.KINDS.index(kind)] for kind in kinds)
-        there = comparable.sum((0, 1)) > 0
-        drawn = int(there.sum())
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(max(drawn, 1), (resamples, drawn), generator=generator)
-        times = torch.zeros((resamples, drawn), dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
-        times = times.to(self.sums.device)
-        sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (comparable, unskilled)]
-        skill = 1.0 - sums[0] / sums[1]
-        return torch.quantile(skill, 0.025, -1), torch.quantile(skill, 0.975, -1)
+def _skill(baseline: str) -> str:
+    return "skill" if baseline == "persistence" else f"{baseline}_skill"
 
 
 def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
     """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
-    squared, weight = sums.sums[0].sum((1, 2)), sums.sums[4].sum((1, 2))
+    squared, weight = (sums.sums[sums.kinds.index(kind), :, :, 0].sum((1, 2)) for kind in ("squared", "weight"))
     return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())

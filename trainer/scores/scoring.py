@@ -1,4 +1,4 @@
-"""Scores of a network over samples, on any number of ranks."""
+"""Errors of a network over samples, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Batch
-from data.channels.climatology import Climatology
 from data.stream import Stream
 from trainer.dataset import Dataset
 from trainer.scores.errors import ErrorSums, normalised_loss
@@ -21,28 +20,21 @@ def score(
     batches: Iterable[Batch],
     dataset: Dataset,
     interrupted: Callable[[], bool] = lambda: False,
-    by_day: bool = False,
-    usual: Climatology | None = None,
 ) -> ErrorSums:
     """Errors of `model` over this rank's batches, in ug m-3; samples that are not counted are left out.
 
     Args:
-        usual: a baseline to score beside persistence.
-        by_day: keep the sums of every day of analyses apart, for intervals.
         interrupted: asked before each batch whether to end early, alike on all ranks; the sums are then of no use.
     """
     normalizer = dataset.normalizer
-    days = len(dataset.store.times) // 24 + 1 if by_day else 1
-    sums = ErrorSums(len(normalizer.targets), dataset.run.data.lead_hours, dataset.device, days)
+    sums = ErrorSums(len(normalizer.targets), dataset.run.data.lead_hours, dataset.device)
     for raw in batches:
         if interrupted():
             break
         batch, _, arguments = dataset.prepare(raw)
         forecast = normalizer.physical(model(*arguments).float())
         truth = torch.where(batch.counted[:, None, None, None], normalizer.truth(batch), torch.nan)
-        baseline = None if usual is None else usual.at(batch.valid_hours)
-        day = torch.from_numpy(batch.hours // 24).to(dataset.device) if by_day else None
-        sums.add(forecast, truth, normalizer.persistence(batch), normalizer.area, batch.lead_hours, day, baseline)
+        sums.add(forecast, truth, {"persistence": normalizer.persistence(batch)}, normalizer.area, batch.lead_hours)
     return sums
 
 

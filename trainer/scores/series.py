@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from data import DataError
-from trainer.forecaster import Forecaster, forecast, unreadable
+from trainer.forecaster import Forecaster, forecast, given_weather, unreadable
 
 HOURS_SINCE = {"units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
 WAIT_S = 300.0  # for the first rank to make the file
@@ -96,8 +96,6 @@ def _create(forecaster: Forecaster, starts: np.ndarray, out: Path) -> None:
 
 
 def _identity(forecaster: Forecaster) -> dict[str, str]:
-    from trainer.scores.evaluation import given_weather
-
     fingerprints = {f"{name}_fingerprint": value for name, value in forecaster.dataset.fingerprints().items()}
     source = f"{forecaster.checkpoint.name} of {forecaster.checkpoint.parent.parent.name}, step {forecaster.manifest.step}"
     return {"source": source, "weather": given_weather(forecaster), **fingerprints}

@@ -1,0 +1,141 @@
+"""An evaluation is the same to the bit on any number of ranks and after an interruption; its baselines are what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.wind_scan.cache import ScanCache
+from tests.launching import module, ranks_of, tiny_config, train
+from trainer.dataset import open_climatology
+from trainer.forecaster import Forecaster, load_forecaster
+from trainer.verification import evaluation, pieces
+from trainer.verification.evaluation import Evaluation, Options, evaluate
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_path: Path, tiny_scan: ScanCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    done = train(tiny_config(folder, tiny_path), "steps=2", "checkpoint.every=2", "model.predict=change", ranks=1)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def forecaster(trained: Path) -> Forecaster:
+    return load_forecaster(trained)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of a day."""
+    monkeypatch.setattr(pieces, "SMALLEST", 16)
+
+
+def on_ranks(count: int, forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
+    """What rank 0 has after the others have done their share."""
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for rank in reversed(range(count)):
+        monkeypatch.setenv("RANK", str(rank))
+        done = evaluate(forecaster, Options())
+        assert (done is None) == (rank > 0)
+    assert done is not None
+    return done
+
+
+@pytest.mark.usefixtures("small")
+def test_one_two_and_four_ranks_give_the_same(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, four = (on_ranks(count, forecaster, monkeypatch) for count in (1, 2, 4))
+    assert one.scores == two.scores == four.scores
+    for name, values in one.maps.items():
+        np.testing.assert_array_equal(values, four.maps[name])
+    assert one.scores["daily"]["days"] > 0
+    assert set(one.scores["regions"]) >= {"plains", "slopes"}
+    assert not list(forecaster.run.run_dir.glob("evaluation-*.parts"))
+
+
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_one_goes_on_where_it_was(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = on_ranks(1, forecaster, monkeypatch)
+    made: list[int] = []
+    own = evaluation.tally
+
+    def interrupted(*arguments: object) -> object:
+        made.append(1)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation, "tally", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(forecaster, Options())
+    (folder,) = (forecaster.run.run_dir / "evaluation-test.parts").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.npz", "0001.npz"]
+    again = on_ranks(1, forecaster, monkeypatch)
+    assert again.scores == whole.scores
+    assert len(made) > 3
+
+
+@pytest.mark.usefixtures("small")
+def test_pieces_of_another_evaluation_are_not_mixed_in(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    evaluate(forecaster, Options(utc_offset=0))
+    whole = on_ranks(1, forecaster, monkeypatch)
+    assert whole.scores["utc_offset"] == 8
+    assert whole.scores == on_ranks(1, forecaster, monkeypatch).scores
+
+
+def test_a_rank_that_does_not_come_is_named(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SMALLEST", 16)
+    monkeypatch.setattr(pieces, "WAIT_S", 0.2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(evaluation.pieces.DataError, match=r"0001.npz did not come within 0 s; rank 1 has to write it"):
+        evaluate(forecaster, Options())
+
+
+def test_real_ranks_write_one_file_and_only_rank_0_talks(trained: Path) -> None:
+    alone = module("trainer", "evaluate", str(trained))
+    assert alone.returncode == 0, alone.stderr
+    expected = json.loads((trained / "evaluation-test.json").read_text())
+    done = ranks_of(["-m", "trainer", "evaluate", str(trained)], 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
+    assert json.loads((trained / "evaluation-test.json").read_text()) == expected
+
+
+def test_a_few_samples_say_that_they_make_no_day(trained: Path) -> None:
+    done = module("trainer", "evaluate", str(trained), "--samples", "12")
+    assert done.returncode == 0, done.stderr
+    assert "daily values: none" in done.stdout
+
+
+def test_the_best_mix_is_the_least_squares_share_of_the_anomaly(forecaster: Forecaster) -> None:
+    """Against numpy's least squares over the same samples, and against both that it mixes."""
+    dataset = forecaster.dataset
+    usual = open_climatology(dataset)
+    index = dataset.index("train")
+    numbers = index.evenly(evaluation.SAMPLES)
+    area = np.sqrt(dataset.normalizer.area.numpy())
+    pairs = []
+    for raw in dataset.stream(index).listed(numbers, 8):
+        batch, _, _ = dataset.prepare(raw)
+        for slot in np.flatnonzero(batch.counted & (batch.lead_hours == 12)):
+            before, truth = (f(batch)[slot, 0].numpy() for f in (dataset.normalizer.persistence, dataset.normalizer.truth))
+            now, then = (usual.at(hours)[slot, 0].numpy() for hours in (batch.hours, batch.valid_hours))
+            known = np.isfinite(before) & np.isfinite(truth)
+            pairs.append(np.stack([((before - now) * area)[known], ((truth - then) * area)[known]]))
+    anomaly, wanted = np.concatenate(pairs, 1)
+    share = np.linalg.lstsq(anomaly[:, None], wanted, rcond=None)[0][0]
+    mix = evaluation.baselines(dataset, usual)["mix"]
+    raw = next(dataset.stream(index).listed(np.flatnonzero(index.lead == 12)[:1], 1))
+    batch, _, _ = dataset.prepare(raw)
+    before = dataset.normalizer.persistence(batch)[0, 0]
+    now, then = (usual.at(hours)[0, 0] for hours in (batch.hours, batch.valid_hours))
+    expected = (then + share * (before - now)).clamp(min=0.0)
+    expected = torch.where(torch.isfinite(before), expected, torch.nan)
+    torch.testing.assert_close(mix(batch)[0, 0], expected, rtol=1e-3, atol=1e-2, equal_nan=True)

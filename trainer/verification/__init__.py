@@ -1,0 +1,1 @@
+"""How good forecasts are: one pass over held-out samples, on any number of ranks."""

@@ -1,0 +1,136 @@
+"""The evaluation of a trained network on held-out days: one pass, shared by all ranks, in physical units."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from data.batch import Batch
+from data.channels.climatology import Climatology
+from trainer.baselines.blend import SAMPLES, best_weights
+from trainer.dataset import Dataset, open_climatology
+from trainer.forecaster import Forecaster, given_weather
+from trainer.verification import pieces
+from trainer.verification.regions import regions_of
+from trainer.verification.summary import maps, summary
+from trainer.verification.tally import Setting, tally
+
+VERSION = 1  # of the sums
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen of an evaluation."""
+
+    split: str = "test"
+    samples: int | None = None  # spread evenly over the split; all of it by default
+    utc_offset: int = 8
+    regions: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    scores: dict[str, Any]  # JSON values
+    maps: dict[str, np.ndarray]  # (T, L, H, W) each
+
+
+def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
+    """Score this rank's share; on rank 0, once all ranks are done, the whole.
+
+    Returns:
+        None on ranks other than 0.
+
+    Raises:
+        DataError: there is no such split, the regions cannot be read, or another rank does not come.
+    """
+    dataset = forecaster.dataset
+    index = dataset.index(options.split)
+    numbers = np.arange(len(index)) if options.samples is None else index.evenly(options.samples)
+    setting = _setting(dataset, options, len(numbers), index.t[numbers] + index.lead[numbers])
+    day, hour = setting.local(index.t[numbers] + index.lead[numbers])
+    numbers = numbers[np.lexsort((index.t[numbers], hour, day))]  # hours together: their truth is read once
+    day.sort()
+    parts = pieces.cut(day)
+    stream, micro = dataset.stream(index), forecaster.run.batch.micro
+
+    def work(number: int) -> pieces.Sums:
+        part = parts[number]
+        places = np.arange(part.start, part.stop)
+        return tally(forecaster.model, stream.listed(numbers[part], micro), places, setting)
+
+    rank, size = pieces.rank_and_size()
+    folder = forecaster.run.run_dir / f"evaluation-{options.split}.parts" / _identity(forecaster, options, numbers, parts)
+    done = pieces.share(folder, len(parts), work)
+    mine = len(range(rank, len(parts), size))
+    for _ in track(done, "evaluating", total=mine, console=Console(stderr=True), disable=rank != 0):
+        pass
+    if rank != 0:
+        return None
+    sums = pieces.merged(folder, len(parts))
+    times = dataset.store.times
+    about = {
+        "checkpoint": str(forecaster.checkpoint),
+        "step": forecaster.manifest.step,
+        "fingerprints": dataset.fingerprints(),
+        "split": options.split,
+        "samples": len(numbers),
+        "period": [str(times[index.t.min()]), str(times[index.t.max()])],
+        "weather": given_weather(forecaster),
+        "utc_offset": options.utc_offset,
+    }
+    return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums))
+
+
+def _setting(dataset: Dataset, options: Options, samples: int, valid_hours: np.ndarray) -> Setting:
+    usual = dataset.usual or open_climatology(dataset)
+    regions = regions_of(dataset.store, options.regions)
+    setting = Setting(dataset, baselines(dataset, usual), regions, options.utc_offset, 0, 1, samples)
+    day, _ = setting.local(valid_hours)
+    setting.first_day, setting.days = int(day.min()), int(day.max() - day.min()) + 1
+    return setting
+
+
+def baselines(dataset: Dataset, usual: Climatology) -> dict[str, Callable[[Batch], Tensor]]:
+    """What a forecast must beat: nothing changes; as usual; and the best mix of both on the training split."""
+    normalizer, leads = dataset.normalizer, dataset.run.data.lead_hours
+    shares = best_weights(dataset, usual, SAMPLES).to(dataset.device)  # (T, L)
+    rows = {lead: row for row, lead in enumerate(leads)}
+
+    def mix(batch: Batch) -> Tensor:
+        anomaly, then = normalizer.departure(batch, usual.at(batch.hours), usual.at(batch.valid_hours)).unbind(1)
+        of_lead = torch.stack([shares[:, rows[int(lead)]] for lead in batch.lead_hours])
+        mixed = normalizer.physical(then + of_lead[:, :, None, None] * anomaly)
+        return torch.where(torch.isfinite(normalizer.persistence(batch)), mixed, torch.nan)
+
+    return {
+        "persistence": normalizer.persistence,
+        "climatology": lambda batch: usual.at(batch.valid_hours),
+        "mix": mix,
+    }
+
+
+def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, parts: list[slice]) -> str:
+    regions = None if options.regions is None else hashlib.sha256(options.regions.read_bytes()).hexdigest()
+    return pieces.identity(
+        {
+            "version": VERSION,
+            "weights": {name: record.sha256 for name, record in forecaster.manifest.files.items()},
+            "averaged": forecaster.averaged,
+            "fingerprints": forecaster.dataset.fingerprints(),
+            "leads": forecaster.run.data.lead_hours,
+            "micro": forecaster.run.batch.micro,
+            "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
+            "parts": [[part.start, part.stop] for part in parts],
+            "utc_offset": options.utc_offset,
+            "regions": regions,
+        }
+    )
