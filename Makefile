@@ -30,7 +30,7 @@ $(SCAN): | $(STORE)
 train: .venv/installed | $(STORE) $(SCAN)
 	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m trainer evaluate $(RUN)
-	$(BIN)/python -m trainer plot $(RUN)
+	$(BIN)/python -m trainer report $(RUN)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=20

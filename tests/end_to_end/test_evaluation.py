@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import torch
 
 from data.wind_scan.cache import ScanCache
-from tests.launching import module, ranks_of, tiny_config, train
+from tests.launching import module, ranks_of, run, tiny_config, train
 from trainer.dataset import open_climatology
 from trainer.forecaster import Forecaster, load_forecaster
 from trainer.verification import evaluation, pieces
@@ -139,3 +143,61 @@ def test_the_best_mix_is_the_least_squares_share_of_the_anomaly(forecaster: Fore
     expected = (then + share * (before - now)).clamp(min=0.0)
     expected = torch.where(torch.isfinite(before), expected, torch.nan)
     torch.testing.assert_close(mix(batch)[0, 0], expected, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def report(trained: Path) -> Path:
+    for command in ("evaluate", "report"):
+        done = module("trainer", command, str(trained))
+        assert done.returncode == 0, done.stderr
+    return trained / "report-test.html"
+
+
+def test_the_report_is_one_small_file_with_everything_in_it(report: Path) -> None:
+    text = report.read_text()
+    assert len(text) < 5e6
+    assert "<script" not in text
+    outside = re.findall(r'(?:src|href)="(?!data:image/png;base64,)([^"]{0,80})', text)
+    assert outside == []
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    on_disk = {path.read_bytes() for path in (report.parent / "plots").glob("*-test.png")}
+    assert {base64.b64decode(picture) for picture in pictures} == on_disk
+    scores = json.loads((report.parent / "evaluation-test.json").read_text())
+    for name, leads in scores["scores"].items():
+        for lead, s in leads.items():
+            row = next(line for line in text.splitlines() if f"<td>{name} {lead}</td><td>{s['rmse']:.2f}</td>" in line)
+            assert f">{s['skill']:+.2f}<" in row
+            assert ('class="better"' in row) == any(s[f"{k}_low"] > 0 for k in ("skill", "climatology_skill", "mix_skill"))
+    for fingerprint in scores["fingerprints"].values():
+        assert fingerprint in text
+
+
+def test_a_report_of_scores_of_another_step_is_refused(report: Path) -> None:
+    path = report.parent / "evaluation-test.json"
+    kept = path.read_text()
+    path.write_text(json.dumps(json.loads(kept) | {"step": 1}))
+    try:
+        done = module("trainer", "report", str(report.parent))
+        assert done.returncode == 2
+        assert "differs in step or data: evaluate again" in done.stderr
+        done = module("trainer", "report", str(report.parent), "--split", "validation")
+        assert "evaluate" in done.stderr
+        assert "--split validation` first" in done.stderr
+    finally:
+        path.write_text(kept)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("width", [500, 1280])  # a headless window is never narrower than 500 pixels
+def test_a_browser_shows_it_without_scrolling_sideways(report: Path, width: int, tmp_path: Path) -> None:
+    """Wide tables scroll by themselves; what the page says of itself is put into its title for the test alone."""
+    own = """<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth, shown: window.innerWidth,
+        broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length})</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(report.read_text().replace("</body>", own))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},800", "--dump-dom"]
+    told = run([*command, f"--user-data-dir={tmp_path}/profile", page.as_uri()], timeout=120).stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", told)[1]))  # type: ignore[index]
+    assert seen["broken"] == 0
+    assert seen["images"] >= 10
+    assert seen["wide"] <= seen["shown"]

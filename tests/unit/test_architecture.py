@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "trainer.baselines": ("data", "trainer.dataset", "trainer.model"),
     "trainer.verification": ("data", "trainer.baselines", "trainer.dataset", "trainer.forecaster", "trainer.scores",
                              "trainer.verification"),
+    "trainer.report": ("data", "trainer.forecaster", "trainer.scores", "trainer.report"),
     "trainer.run": ("data", "trainer.config", "trainer.config_file", "trainer.checkpoint", "trainer.engine", "trainer.foreign",
                     "trainer.dataset", "trainer.model", "trainer.process", "trainer.scores", "trainer.run"),
     "trainer": ("data", "trainer"),

@@ -152,7 +152,8 @@ def test_the_best_share_of_an_anomaly_is_the_one_of_least_squares(tiny: Store, t
     config = tiny_config(tmp_path, tiny.path, wind_scan={"mode": "none"})
     dataset = open_dataset(load(config, ["model.predict=change", "data.targets=[pm25, o3]"]), CPU)
     index = dataset.index("train")
-    found = best_weights(dataset, 16)
+    assert dataset.usual is not None
+    found = best_weights(dataset, dataset.usual, 16)
     numbers = index.evenly(16)
     chemistry = ShardReader(tiny, "chemistry").read(np.arange(len(tiny.times))).astype("f8")
     training = chemistry[tiny.inside("train")]

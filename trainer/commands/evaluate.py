@@ -45,21 +45,22 @@ def run(options: argparse.Namespace) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Print one row for every pollutant and lead time, and what is said of days."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from data.command_line import console
 
     what = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
     title = f"{what}; ug m-3; weather {result['weather']}"
-    columns = ("pollutant", "lead", "RMSE", "MAE", "bias", "NMB %", "R")
-    table = Table(*columns, "persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill", title=title)
+    columns = ("pollutant", "lead", "RMSE", "bias", "NMB %", "R")
+    compared = ("persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill")
+    table = Table(*(Column(name, no_wrap=True) for name in (*columns, *compared)), title=title)
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
-            numbers = [s[kind] for kind in ("rmse", "mae", "bias")]
+            numbers = [s[kind] for kind in ("rmse", "bias")]
             numbers += [None if s["nmb"] is None else 100.0 * s["nmb"], s["r"]]
             values = ["-" if x is None else f"{x:.2f}" for x in numbers]
-            compared = [*against(s, "persistence"), *against(s, "climatology"), *against(s, "mix")[:2]]
-            table.add_row(name, lead, *values, *compared)
+            skills = [*against(s, "persistence"), *against(s, "climatology"), *against(s, "mix")[:2]]
+            table.add_row(name, lead, *values, *skills)
         table.add_section()
     screen = console(140)
     screen.print(table)

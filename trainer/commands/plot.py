@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from trainer.forecaster import hour_of, load_forecaster
-    from trainer.scores import figures
+    from trainer.report import runs, scores
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     folder = options.run_dir / "plots"
@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> None:
     if lead not in leads:
         raise DataError(f"--lead {lead}: the run was trained for {leads} h.")
     written = [folder / "curves.png", folder / f"case-{lead}h.png"]
-    figures.plot_curves(options.run_dir, written[0])
-    figures.plot_case(forecaster, hour_of(forecaster, options.time), lead, written[1])
+    runs.plot_curves(options.run_dir, written[0])
+    runs.plot_case(forecaster, hour_of(forecaster, options.time), lead, written[1])
     for evaluation in sorted(options.run_dir.glob("evaluation-*.json")):
         written.append(folder / f"skill-{evaluation.stem.removeprefix('evaluation-')}.png")
-        figures.plot_skill(json.loads(evaluation.read_text()), written[-1])
+        scores.plot_skill(json.loads(evaluation.read_text()), written[-1])
     print("\n".join(f"wrote {path}" for path in written))

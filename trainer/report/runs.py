@@ -1,8 +1,9 @@
-"""Loss curves, skill, and truth / forecast / difference maps of a case."""
+"""Pictures of a run: loss curves, and truth / forecast / difference maps of a case."""
 
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from PIL import Image
 
 from data import DataError
+from data.store.layout import Store
 from trainer.forecaster import Forecaster, forecast
 
 matplotlib.use("Agg")
 LABELS = {"pm25": "PM$_{2.5}$", "pm10": "PM$_{10}$", "so2": "SO$_2$", "no2": "NO$_2$", "co": "CO", "o3": "O$_3$"}
+DPI = 85
 SKEWED = ("pm25", "pm10", "so2", "no2", "co")
 
 
@@ -48,27 +53,7 @@ def plot_curves(run_dir: Path, out: Path) -> None:
         panels[2].plot(steps, [r.get("elevation_alpha", np.nan) for r in train], "k")
         panels[2].axhline(0, color="0.7", lw=0.8)
         panels[2].set(xlabel="optimizer step", title="elevation_alpha (bias per km of climb)")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
-    """Skill against persistence of every pollutant over lead time."""
-    figure, panel = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, leads in evaluation["scores"].items():
-        hours = [int(lead.removesuffix("h")) for lead in leads]
-        skill = [np.nan if s["skill"] is None else s["skill"] for s in leads.values()]
-        panel.plot(hours, skill, "o-", label=LABELS.get(name, name))
-    panel.axhline(0, color="0.5", lw=0.8)
-    panel.set(
-        xlabel="lead time (h)",
-        ylabel="skill against persistence",
-        xticks=hours,
-        title=f"{evaluation['split']} split, {evaluation['samples']} samples",
-    )
-    panel.legend(ncols=3, fontsize=8)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    write(figure, out)
 
 
 def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
@@ -78,8 +63,7 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
     before = forecaster.dataset.normalizer.persistence(batch)[0].cpu().numpy()
     truth = forecaster.dataset.normalizer.truth(batch)[0].cpu().numpy()
     predicted = fields[0].cpu().numpy()
-    aspect = 1.0 / np.cos(np.deg2rad(store.lat.mean()))
-    height = 3.75 * aspect * np.ptp(store.lat) / np.ptp(store.lon)
+    height = 3.75 * aspect_of(store) * np.ptp(store.lat) / np.ptp(store.lon)
     figure, panels = plt.subplots(
         len(targets),
         4,
@@ -101,23 +85,35 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
         norm = LogNorm(least, high) if name in SKEWED else Normalize(least, high)
         for column, field in enumerate((before[row], truth[row], predicted[row])):
             shown = np.maximum(field, least)  # a forecast of 0 has no logarithm, and is not missing
-            image = _draw(panels[row, column], forecaster, shown, aspect, norm=norm, cmap="viridis")
+            image = draw_map(panels[row, column], store, shown, norm=norm, cmap="viridis")
         figure.colorbar(
             image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({held.variable(name).units})"
         )
         difference = predicted[row] - truth[row]
         span = np.nanquantile(np.abs(difference), 0.99)
-        image = _draw(panels[row, 3], forecaster, difference, aspect, norm=Normalize(-span, span), cmap="RdBu_r")
-        figure.colorbar(image, ax=panels[row, 3], shrink=0.85)
-    figure.savefig(out, dpi=90)
-    plt.close(figure)
+        image = draw_map(panels[row, 3], store, difference, norm=Normalize(-span, span), cmap="RdBu_r")
+        figure.colorbar(image, ax=panels[row, 3], shrink=0.85, label=held.variable(name).units)
+    write(figure, out)
 
 
-def _draw(panel: Axes, forecaster: Forecaster, field: np.ndarray, aspect: float, norm: Normalize, cmap: str) -> Any:
-    store = forecaster.dataset.store
+def draw_map(panel: Axes, store: Store, field: np.ndarray, norm: Normalize, cmap: str) -> Any:
+    """One field over coastlines and the contours of 1,500 and 3,500 m; missing cells grey."""
     image = panel.pcolormesh(store.lon, store.lat, field, norm=norm, cmap=cmap, shading="nearest", rasterized=True)
     panel.contour(store.lon, store.lat, store.static["land_fraction"], [0.5], colors="k", linewidths=0.7)
     panel.contour(store.lon, store.lat, store.static["elevation"], [1500, 3500], colors="0.35", linewidths=0.4)
     panel.set_facecolor("0.85")  # missing
-    panel.set_aspect(aspect)
+    panel.set_aspect(aspect_of(store))
     return image
+
+
+def aspect_of(store: Store) -> float:
+    """Height of a degree on the ground over its width, at the middle latitude."""
+    return float(1.0 / np.cos(np.deg2rad(store.lat.mean())))
+
+
+def write(figure: Figure, out: Path) -> None:
+    """As PNG of 256 colours, a third of the size: many pictures make one page."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
