@@ -86,7 +86,9 @@ def test_events_are_counted_as_by_a_loop_over_cells() -> None:
     forecast, truth = rng.normal(50, 30, (2, 3, 5, 6))
     truth[rng.random(truth.shape) < 0.2] = np.nan
     weights = rng.random((2, 5, 6))
-    ours = contingency(*(torch.from_numpy(a) for a in (forecast, truth)), 60.0, torch.from_numpy(weights)).numpy()
+    both = (torch.from_numpy(np.stack([a, 2 * a], 1)) for a in (forecast, truth))
+    ours = contingency(*both, torch.tensor([60.0, 120.0]), torch.from_numpy(weights)).numpy()
+    np.testing.assert_allclose(ours[:, 0], ours[:, 1])
     for sample in range(3):
         for region in range(2):
             counted = [0.0, 0.0, 0.0, 0.0]
@@ -94,7 +96,7 @@ def test_events_are_counted_as_by_a_loop_over_cells() -> None:
                 if np.isfinite(truth[sample][cell]):
                     kind = (forecast[sample][cell] > 60) + 2 * (truth[sample][cell] > 60)
                     counted[kind] += weights[region][cell]
-            np.testing.assert_allclose(ours[sample, region], counted)
+            np.testing.assert_allclose(ours[sample, 0, region], counted)
     scores = event_scores([50.0, 10.0, 15.0, 25.0])
     assert scores == pytest.approx(
         {"base_rate": 0.4, "pod": 25 / 40, "far": 10 / 35, "csi": 0.5, "ets": (25 - 14) / (50 - 14), "frequency_bias": 35 / 40}

@@ -85,8 +85,8 @@ class ErrorSums:
             block: (B,) int64, in which block each sample lies; by default in the first.
             reference: (T, 1, 1) about which the index of agreement is taken.
         """
-        truth, forecast = truth.double(), forecast.double()
         known = torch.isfinite(truth) & torch.isfinite(forecast)
+        truth, forecast = truth.double(), forecast.double()
         error = torch.where(known, forecast - truth, 0.0)
         truth, forecast = (torch.where(known, field, 0.0) for field in (truth, forecast))
         total, squared, distance = forecast + truth, error**2, error.abs()
@@ -107,8 +107,8 @@ class ErrorSums:
             "potential": known * ((forecast - reference).abs() + (truth - reference).abs()) ** 2,
         }
         for name in self.baselines:
+            both = known & torch.isfinite(baselines[name])
             baseline = baselines[name].double()
-            both = known & torch.isfinite(baseline)
             summed[f"{name}_squared"] = torch.where(both, baseline - truth, 0.0) ** 2
             summed[f"{name}_forecast"] = squared * both
             summed[f"{name}_weight"] = both.double()

@@ -11,27 +11,26 @@ from trainer.scores.errors import ErrorSums
 from trainer.verification.standards import CLASSES, EIGHT_HOURS, Index, Limit, class_of
 
 HOURS_OF_A_DAY = 20  # that a daily mean needs (GB 3095-2012, table 4)
-HOURS_OF_EIGHT, WINDOWS, WINDOWS_OF_A_DAY = 6, 17, 14  # eight hours that end at 8 .. 24 h (GB 3095-2012, HJ 663-2013)
+HOURS_OF_EIGHT, WINDOWS_OF_A_DAY = 6, 14  # eight hours that end at 8 .. 24 h (GB 3095-2012, HJ 663-2013)
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of a forecast to a limit
 SYSTEMS = ("forecast", "persistence")
 
 
 def daily_mean(hours: Tensor) -> Tensor:
-    """(24, ...) hourly values -> mean, NaN where there are too few."""
-    known = torch.isfinite(hours)
+    """(24, ...) hourly values -> fp64 mean, NaN where there are too few."""
+    known = ~torch.isnan(hours)
     count = known.sum(0)
-    mean = torch.where(known, hours, 0.0).double().sum(0) / count.clamp(min=1)
+    mean = torch.nansum(hours, 0, dtype=torch.float64) / count.clamp(min=1)
     return torch.where(count >= HOURS_OF_A_DAY, mean, torch.nan)
 
 
 def largest_of_eight_hours(hours: Tensor) -> Tensor:
-    """(24, ...) hourly values -> largest mean of eight hours that lie within the day, NaN where there are too few."""
-    windows = hours.double().unfold(0, 8, 1)  # (17, ..., 8)
-    known = torch.isfinite(windows)
-    count = known.sum(-1)
-    means = torch.where(known, windows, 0.0).sum(-1) / count.clamp(min=1)
-    enough = count >= HOURS_OF_EIGHT
-    largest = torch.where(enough, means, -torch.inf).amax(0)
+    """(24, ...) hourly values -> fp64 largest mean of eight hours that lie within the day, NaN where there are too few."""
+    known = ~torch.isnan(hours)
+    sums, counts = (values.double().cumsum(0) for values in (hours.nan_to_num(0.0), known))
+    sums[8:], counts[8:] = sums[8:] - sums[:-8], counts[8:] - counts[:-8]  # of the eight hours that end at each
+    enough = counts[7:] >= HOURS_OF_EIGHT
+    largest = torch.where(enough, sums[7:] / counts[7:], -torch.inf).amax(0)
     return torch.where(enough.sum(0) >= WINDOWS_OF_A_DAY, largest, torch.nan)
 
 
@@ -77,7 +76,7 @@ class Days:
         self._hours = {name: torch.full(shape, torch.nan, device=device) for name in (*SYSTEMS, "truth")}
 
     def add(self, day: int, hour: int, lead: int, forecast: Tensor, persistence: Tensor, truth: Tensor) -> None:
-        """A forecast (T, H, W) that is valid at a local hour of a local day; days come one after the other."""
+        """A forecast (T, H, W), nowhere missing, that is valid at a local hour of a local day; days come in their order."""
         if day != self._day:
             self.close()
             self._day = day
@@ -89,13 +88,18 @@ class Days:
         """Add the day that was being filled."""
         if self._day < 0:
             return
-        both = torch.isfinite(self._hours["truth"]) & torch.isfinite(self._hours["forecast"])
-        daily = {name: self._daily(torch.where(both, hours, torch.nan)) for name, hours in self._hours.items()}
-        leads = torch.tensor(self.lead_hours, device=both.device)
+        truth = self._hours["truth"]  # NaN where no forecast is, so that both are of the same hours
+        daily = {name: self._daily(hours.masked_fill_(torch.isnan(truth), torch.nan)) for name, hours in self._hours.items()}
+        leads = torch.tensor(self.lead_hours, device=truth.device)
         block = torch.full_like(leads, self._day)
         self.errors.add(daily["forecast"], daily["truth"], {"persistence": daily["persistence"]}, self.weights, leads, block)
+        places = [self.targets.index(limit.pollutant) for limit in self.limits]
+        values = torch.tensor([limit.value for limit in self.limits], dtype=torch.float64, device=truth.device)
+        for system, name in enumerate(SYSTEMS):
+            counts = contingency(daily[name][:, places], daily["truth"][:, places], values, self.weights)
+            self.sums["daily_events"][:, system] += counts.transpose(0, 1)
         for number, limit in enumerate(self.limits):
-            self._add_events(number, limit, daily)
+            self._add_reliability(number, limit, daily)
         for number, index in enumerate(self.indices):
             self._add_index(number, index, daily)
         for hours in self._hours.values():
@@ -111,11 +115,9 @@ class Days:
             daily[:, ozone] = largest_of_eight_hours(of_day[:, :, ozone])
         return daily
 
-    def _add_events(self, number: int, limit: Limit, daily: dict[str, Tensor]) -> None:
+    def _add_reliability(self, number: int, limit: Limit, daily: dict[str, Tensor]) -> None:
         place = self.targets.index(limit.pollutant)
         truth = daily["truth"][:, place]
-        for system, name in enumerate(SYSTEMS):
-            self.sums["daily_events"][number, system] += contingency(daily[name][:, place], truth, limit.value, self.weights)
         ours = daily["forecast"][:, place]
         known = (torch.isfinite(ours) & torch.isfinite(truth)).double() * self.weights[0]
         ratios = torch.tensor(RATIOS, dtype=torch.float64, device=ours.device)
@@ -155,20 +157,21 @@ class Days:
         return [name for name in self.targets if name in index.breaks]
 
 
-def contingency(forecast: Tensor, truth: Tensor, limit: float, weights: Tensor) -> Tensor:
-    """Weight of neither, false alarms, misses and hits of exceeding a limit.
+def contingency(forecast: Tensor, truth: Tensor, limits: Tensor, weights: Tensor) -> Tensor:
+    """Weight of neither, false alarms, misses and hits of exceeding limits.
 
     Args:
-        forecast, truth: (B, H, W), NaN where missing.
+        forecast, truth: (B, E, H, W), NaN where missing.
+        limits: (E,).
         weights: (R, H, W).
 
     Returns:
-        (B, R, 4) fp64.
+        (B, E, R, 4) fp64.
     """
     known = torch.isfinite(forecast) & torch.isfinite(truth)
-    ours, own = forecast > limit, truth > limit
-    kinds = torch.stack([~ours & ~own, ours & ~own, ~ours & own, ours & own], -1) & known[..., None]
-    return torch.einsum("bhwk,rhw->brk", kinds.double(), weights.double())
+    ours, own = forecast > limits[:, None, None], truth > limits[:, None, None]
+    kinds = torch.stack([~ours & ~own, ours & ~own, ~ours & own, ours & own]) & known
+    return torch.einsum("kbep,rp->berk", kinds.double().flatten(3), weights.double().flatten(1))
 
 
 def of_days(limits: Sequence[Limit], targets: list[str]) -> list[Limit]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.channels.climatology import Climatology
+from data.samples import SampleIndex
 from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
@@ -54,11 +55,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     """
     dataset = forecaster.dataset
     index = dataset.index(options.split)
-    numbers = np.arange(len(index)) if options.samples is None else index.evenly(options.samples)
-    setting = _setting(dataset, options, len(numbers), index.t[numbers] + index.lead[numbers])
-    day, hour = setting.local(index.t[numbers] + index.lead[numbers])
-    numbers = numbers[np.lexsort((index.t[numbers], hour, day))]  # hours together: their truth is read once
-    day.sort()
+    setting, numbers, day = setting_of(forecaster, index, options)
     parts = pieces.cut(day)
     stream, micro = dataset.stream(index), forecaster.run.batch.micro
 
@@ -90,13 +87,19 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums))
 
 
-def _setting(dataset: Dataset, options: Options, samples: int, valid_hours: np.ndarray) -> Setting:
+def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> tuple[Setting, np.ndarray, np.ndarray]:
+    """What is alike for all samples; their numbers, by local day and hour of the valid time, so that a truth is read once; and
+    the day of each."""
+    dataset = forecaster.dataset
+    numbers = np.arange(len(index)) if options.samples is None else index.evenly(options.samples)
     usual = dataset.usual or open_climatology(dataset)
     regions = regions_of(dataset.store, options.regions)
-    setting = Setting(dataset, baselines(dataset, usual), regions, options.utc_offset, 0, 1, samples)
-    day, _ = setting.local(valid_hours)
+    setting = Setting(dataset, baselines(dataset, usual), regions, options.utc_offset, 0, 1, len(numbers))
+    valid = index.t[numbers] + index.lead[numbers]
+    day, hour = setting.local(valid)
     setting.first_day, setting.days = int(day.min()), int(day.max() - day.min()) + 1
-    return setting
+    order = np.lexsort((index.t[numbers], hour, day))
+    return setting, numbers[order], day[order] - setting.first_day
 
 
 def baselines(dataset: Dataset, usual: Climatology) -> dict[str, Callable[[Batch], Tensor]]:

@@ -128,12 +128,12 @@ class Tally:
             self.sums["case_loss"][int(numbers[slot])] = case_loss[slot]
             place, lead = (int(day[slot]), int(hour[slot])), int(batch.lead_hours[slot])
             self._days.add(*place, lead, forecast[slot], baselines["persistence"][slot], truth[slot])
-        for number, limit in enumerate(setting.hourly_limits):
-            target = setting.targets.index(limit.pollutant)
-            for system, fields in enumerate((forecast, baselines["persistence"])):
-                counts = contingency(fields[:, target], truth[:, target], limit.value, setting.weights)
-                for column, lead in enumerate(setting.lead_hours):
-                    self.sums["hourly_events"][number, system, column] += counts[batch.lead_hours == lead].sum(0)
+        limits = torch.tensor([limit.value for limit in setting.hourly_limits], device=truth.device)
+        places = [setting.targets.index(limit.pollutant) for limit in setting.hourly_limits]
+        for system, fields in enumerate((forecast, baselines["persistence"])):
+            counts = contingency(fields[:, places], truth[:, places], limits, setting.weights)
+            for column, lead in enumerate(setting.lead_hours):
+                self.sums["hourly_events"][:, system, column] += counts[batch.lead_hours == lead].sum(0)
 
     @staticmethod
     def _maps(forecast: Tensor, truth: Tensor, persistence: Tensor) -> Tensor:
