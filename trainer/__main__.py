@@ -8,11 +8,11 @@ from data.command_line import Command, run_command
 
 COMMANDS = {
     "train": Command("trainer.commands.train", "train, or continue a run (usually `deepspeed trainer/train.py`)"),
-    "evaluate": Command("trainer.commands.evaluate", "score a checkpoint: errors and skill by pollutant and lead time"),
-    "compare": Command("trainer.commands.compare", "set evaluations of the same data and samples beside each other"),
-    "forecast": Command("trainer.commands.forecast", "write the forecast from one analysis as a CF NetCDF file"),
-    "plot": Command("trainer.commands.plot", "draw loss curves, and truth / forecast / difference maps of a case"),
-    "report": Command("trainer.commands.report", "one HTML page of an evaluated run, with all pictures"),
+    "evaluate": Command("trainer.commands.trained.evaluate", "score a checkpoint: errors and skill by pollutant and lead time"),
+    "compare": Command("trainer.commands.trained.compare", "set evaluations of the same data and samples beside each other"),
+    "forecast": Command("trainer.commands.trained.forecast", "write the forecast from one analysis as a CF NetCDF file"),
+    "plot": Command("trainer.commands.trained.plot", "draw loss curves, and truth / forecast / difference maps of a case"),
+    "report": Command("trainer.commands.trained.report", "one HTML page of an evaluated run, with all pictures"),
     "import": Command("trainer.commands.import_weights", "convert foreign weights, completely or not at all"),
     "checkpoint": Command("trainer.commands.checkpoint", "list, verify, show or export checkpoints"),
     "which-cache": Command("trainer.commands.which_cache", "name the wind-scan cache that reproduces a recorded loss"),

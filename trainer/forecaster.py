@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data import DataError
 from data.batch import Batch
+from data.channels import surroundings
 from data.samples import SampleIndex
 from trainer.checkpoint import loading, store
 from trainer.checkpoint.manifest import CheckpointError, Manifest
@@ -60,6 +61,8 @@ def load_forecaster(
                 f"{found} was trained with {name} {then[:12]}, {value[:12]} is there now: its forecasts "
                 "would be de-normalised or ordered wrongly."
             )
+    if not (run_dir / surroundings.FILE).exists() and os.access(run_dir, os.W_OK):  # of a run of an older version
+        surroundings.keep(dataset.store, dataset.scan, run_dir / surroundings.FILE)
     model = TopoFlow(run.architecture())
     with store.reading(found):
         averaged = run.ema is not None and not raw

@@ -49,7 +49,7 @@ def train(job: Job) -> bool:
     start.load(engine, begun)
 
     course = Course(run, begun.progress)
-    announce(run, len(samples), world, engine, begun, job.options.config)
+    announce(dataset, len(samples), world, engine, begun, job.options.config)
     if course.finished:
         log.info("already at step %d of %d: nothing to do", course.step, run.steps)
         return True

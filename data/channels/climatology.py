@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from data.store.layout import Store
+from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
 
 ENOUGH_DAYS = 20  # of a month in the training split, for means of its own; other months get those of all months
@@ -57,17 +59,30 @@ def kept(store: Store, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path, identity = run_dir / FILE, f"{store.fingerprint if not store.earlier else store.earlier[0]} {store.chosen}"
     if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["identity"]) == identity:
-                means, months = file["means"], file["months"]
-                if str(file["sha256"]) != _digest(means, months):
-                    raise DataError(f"{path} is not what was measured. Remove it: it is measured again.")
-                return means, months
+        means, months, of = read(path)
+        if of == identity:
+            return means, months
     means, months = _measured(store)
     being_written = path.with_name(f"{FILE}.{os.getpid()}.npz")
     np.savez(being_written, means=means, months=months, identity=np.array(identity), sha256=np.array(_digest(means, months)))
     being_written.rename(path)
     return means, months
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Means, months, and of which data.
+
+    Raises:
+        DataError: it is not there, or not what was measured.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            means, months, of, sha256 = file["means"], file["months"], str(file["identity"]), str(file["sha256"])
+    except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}). Where the store is, remove it: it is measured again.") from error
+    if sha256 != _digest(means, months):
+        raise DataError(f"{path} is not what was measured. Remove it: it is measured again.")
+    return means, months, of
 
 
 def _digest(means: np.ndarray, months: np.ndarray) -> str:

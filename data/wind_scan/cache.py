@@ -97,17 +97,27 @@ class ScanCache:
         if mode == "none":
             return np.broadcast_to(np.arange(gh * gw), (len(hours), gh * gw))
         sectors = self.sectors(np.asarray(hours))
-        codes = sectors[:, :1] if mode == "global" else sectors[:, 1:]
-        if (codes == NO_WIND).any():
-            raise DataError(f"{self.path}: no valid wind at time indices {hours[(codes == NO_WIND).any(1)].tolist()}.")
+        unknown = without_wind(mode, sectors)
+        if unknown.any():
+            raise DataError(f"{self.path}: no valid wind at time indices {hours[unknown].tolist()}.")
+        return self.ranks_along(mode, sectors)
+
+    def ranks_along(self, mode: str, sectors: np.ndarray) -> np.ndarray:
+        """(B, N) int64: the place of each raster patch along winds whose sectors (B, 1 + regions) are all known."""
+        gh, gw = self.geometry.patches
         if mode == "global":
             return self._global_ranks[sectors[:, 0]]
         rh, rw = self.geometry.region_patches
         rows, cols = self.geometry.regions
-        local = self._regional_ranks[codes]  # (B, R, P)
+        local = self._regional_ranks[sectors[:, 1:]]  # (B, R, P)
         scanned = local + np.arange(rows * cols)[:, None] * (rh * rw)
-        blocks = scanned.reshape(len(hours), rows, cols, rh, rw).transpose(0, 1, 3, 2, 4)
-        return blocks.reshape(len(hours), gh * gw)
+        blocks = scanned.reshape(len(sectors), rows, cols, rh, rw).transpose(0, 1, 3, 2, 4)
+        return blocks.reshape(len(sectors), gh * gw)
+
+
+def without_wind(mode: str, sectors: np.ndarray) -> np.ndarray:
+    """(B,) bool: where a sector (B, 1 + regions) that this mode needs is not known."""
+    return np.asarray(((sectors[:, :1] if mode == "global" else sectors[:, 1:]) == NO_WIND).any(1))
 
 
 def build(

@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "trainer.scores": ("data", "trainer.config", "trainer.checkpoint", "trainer.foreign", "trainer.dataset",
                        "trainer.forecaster", "trainer.scores"),
     "trainer.baselines": ("data", "trainer.dataset", "trainer.model"),
+    "trainer.standalone": ("data", "trainer.config", "trainer.config_file", "trainer.checkpoint", "trainer.foreign",
+                           "trainer.dataset", "trainer.model"),
     "trainer.verification": ("data", "trainer.baselines", "trainer.dataset", "trainer.forecaster", "trainer.scores",
                              "trainer.verification"),
     "trainer.report": ("data", "trainer.forecaster", "trainer.scores", "trainer.report"),

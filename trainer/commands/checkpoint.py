@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from data.command_line import console
@@ -21,7 +22,9 @@ LIGHTNING_PREFIX = "model.climax."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "verify", "show", "export"])
     parser.add_argument("path", type=Path, help="run directory (list), or one checkpoint")
-    parser.add_argument("--to", type=Path, help="file to export to: .safetensors (with a .json beside it) or Lightning's .ckpt")
+    parser.add_argument(
+        "--to", type=Path, help="file to export to: .safetensors (with what forecasts need beside it) or Lightning's .ckpt"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -93,7 +96,17 @@ def export(checkpoint: Path, to: Path | None) -> None:
     else:
         write_whole(to, lambda file: save_file(weights, file))
         to.with_suffix(".json").write_text(json.dumps(described(m), indent=1))
+        _copy_what_forecasts_need(checkpoint.resolve().parent.parent, to)
     print(f"wrote {to}")
+
+
+def _copy_what_forecasts_need(run_dir: Path, to: Path) -> None:
+    """Grid, static fields, order of the scan and what is usual, for `load_forecaster` where the run is not."""
+    from data.channels import climatology, surroundings
+
+    for name in (surroundings.FILE, climatology.FILE):
+        if (run_dir / name).exists():
+            shutil.copyfile(run_dir / name, to.with_suffix(f".{name}"))
 
 
 def described(m: Manifest) -> dict[str, object]:

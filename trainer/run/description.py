@@ -8,10 +8,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from data.channels import surroundings
 from trainer.checkpoint.consistency import on_main
 from trainer.checkpoint.zero import shape_of
 from trainer.config import ConfigError, Run
 from trainer.config_file import dump
+from trainer.dataset import Dataset
 from trainer.engine import dtype_of
 from trainer.model.elevation_bias import kernel_name
 from trainer.process.launch import World
@@ -20,15 +22,16 @@ from trainer.run.start import Start, of_another_directory
 log = logging.getLogger("trainer")
 
 
-def announce(run: Run, samples: int, world: World, engine: Any, begun: Start, config: Path) -> None:
+def announce(dataset: Dataset, samples: int, world: World, engine: Any, begun: Start, config: Path) -> None:
     """Print the resolved configuration once, and keep it with the run; collective.
 
     Args:
         samples: in the training split.
         config: the file that the run was started with.
     """
+    run = dataset.run
     kernel = agreed_kernel(run, world)
-    on_main(lambda: _keep(run))
+    on_main(lambda: _keep(dataset))
     if not world.is_main:
         return
     if begun.checkpoint is not None:
@@ -72,8 +75,9 @@ def agreed_kernel(run: Run, world: World) -> str:
     return mine
 
 
-def _keep(run: Run) -> None:
-    (run.run_dir / "config.yaml").write_text(dump(run))
+def _keep(dataset: Dataset) -> None:
+    (dataset.run.run_dir / "config.yaml").write_text(dump(dataset.run))
+    surroundings.keep(dataset.store, dataset.scan, dataset.run.run_dir / surroundings.FILE)
 
 
 def _say_that_it_is_new(run: Run, config: Path) -> None:

@@ -1,0 +1,1 @@
+"""Commands on networks that have been trained."""

@@ -1,0 +1,239 @@
+"""A trained network for a person's own script: forecasts of an xarray dataset, without store, DeepSpeed or launcher."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data import DataError
+from data.batch import Batch, Normalizer
+from data.channels import climatology, surroundings
+from data.channels.channels import Read
+from data.channels.climatology import Climatology
+from data.prepare.sources.units import conversion
+from data.store.layout import Store
+from data.variables import Variable
+from data.wind_scan.cache import without_wind
+from data.wind_scan.orders import beyond_the_domain, sector_codes
+from trainer.checkpoint import loading, store
+from trainer.checkpoint.manifest import CheckpointError
+from trainer.config import Run
+from trainer.config_file import validate
+from trainer.dataset import Dataset
+from trainer.foreign.report import match
+from trainer.model.topoflow import START_AT_ZERO, TopoFlow, patch_mean
+
+OTHER_NAMES = {"latitude": "lat", "longitude": "lon", "valid_time": "time"}
+
+
+def load_forecaster(path: str | Path) -> StandaloneForecaster:
+    """A trained network from a run directory (its newest checkpoint), or from an export `FILE.safetensors`.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        DataError: what was kept of the store beside it is absent or damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        config, weights, source = described["config"], load_file(path), f"{path.name}, step {described['step']}"
+        kept = [path.with_suffix(f".{name}") for name in (surroundings.FILE, climatology.FILE)]
+    else:
+        found = store.newest(path)
+        if found is None:
+            raise CheckpointError(f"no checkpoint in {path}. Train one first, or name another run directory.")
+        config, step = store.manifest(found).config, store.manifest(found).step
+        with store.reading(found):
+            averaged = config.get("ema") is not None
+            weights = loading.load_averaged(found) if averaged else loading.load_weights(found)
+        source, kept = f"{found.name} of {path.name}, step {step}", [path / surroundings.FILE, path / climatology.FILE]
+    run = validate(config, str(path))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = TopoFlow(run.architecture())
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.reshape(expected.get(name, tensor.shape)) for name, tensor in weights.items()}
+    _, report = match(str(path), weights, expected, [], START_AT_ZERO)
+    report.refuse_unless_complete()
+    network.load_state_dict(weights)
+    return StandaloneForecaster(run, network.to(device).eval(), kept[0], kept[1], device, source)
+
+
+@dataclass
+class StandaloneForecaster:
+    """Forecasts of analyses that a person has in memory."""
+
+    run: Run
+    network: TopoFlow
+    surroundings: Path
+    climatology: Path
+    device: torch.device
+    source: str
+
+    def predict(self, analyses: xr.Dataset, lead_hours: list[int] | None = None) -> xr.Dataset:
+        """Forecast from every hour of `analyses` from which it is possible.
+
+        Args:
+            analyses: every input that changes with time, as (time, lat, lon) on the run's grid, with `units` that are
+                turned into ours; hourly times. Where the run has `data.history` or `data.future`, the hours before or after
+                must be there. Missing cells are filled as in training.
+            lead_hours: those that it was trained for, by default all.
+
+        Returns:
+            (time, prediction_timedelta, lat, lon) of every target, ug m-3, CF.
+
+        Raises:
+            DataError: a variable, unit, grid, time or wind is missing or wrong.
+        """
+        leads = lead_hours or self.run.data.lead_hours
+        unknown = [lead for lead in leads if lead not in self.run.data.lead_hours]
+        if unknown:
+            raise DataError(f"the run was trained for {self.run.data.lead_hours} h, not for {unknown} h.")
+        kept, scan = surroundings.restore(self.surroundings)
+        hours = _Hours(analyses.rename({a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a}), kept)
+        at = replace(kept, times=hours.axis)
+        normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
+        elevation = patch_mean(torch.from_numpy(kept.static["elevation"]), self.run.model.patch).to(self.device)
+        usual = self._usual(at) if self.run.model.predict == "change" else None
+        dataset = Dataset(self.run, at, scan, normalizer, elevation, self.device, usual)
+        starts = hours.starts(normalizer.reads, leads)
+        forecasts = np.stack([self._from(dataset, hours, start, leads) for start in starts])
+        return self._described(forecasts, hours.axis[starts], leads, at)
+
+    @torch.no_grad()
+    def _from(self, dataset: Dataset, hours: _Hours, start: int, leads: list[int]) -> np.ndarray:
+        """(L, T, H, W) ug m-3 from one analysis."""
+        t, lead = np.full(len(leads), start), np.array(leads)
+        fields = {
+            read.key: hours.group(read, t + lead if read.back is None else t - read.back, dataset.run.data.channels().stored)
+            for read in dataset.normalizer.reads
+        }
+        shape = (len(leads), len(dataset.store.contents.names("chemistry")), *dataset.store.grid)
+        numbers = torch.from_numpy(lead).float()
+        ranks = torch.from_numpy(self._ranks(dataset, hours, start)).expand(len(leads), -1)
+        batch = Batch(fields, torch.full(shape, torch.nan), numbers, ranks, t, t + lead, 0, torch.ones(len(leads)).bool())
+        _, _, arguments = dataset.prepare(batch)
+        return dataset.normalizer.physical(self.network(*arguments).float()).cpu().numpy()
+
+    def _ranks(self, dataset: Dataset, hours: _Hours, start: int) -> np.ndarray:
+        mode, scan = self.run.wind_scan.mode, dataset.scan
+        if scan is None or mode == "none":
+            return np.arange(len(dataset.elevation))[None]
+        u, v = (hours.field(name, start)[None] for name in ("u", "v"))
+        geometry = scan.geometry
+        codes = sector_codes(u, v, geometry.regions, geometry.sectors)
+        codes = beyond_the_domain(codes, dataset.store.static["domain_mask"], geometry.regions)
+        if without_wind(mode, codes).any():
+            raise DataError(f"the wind of {hours.axis[start]} is missing in a whole region: the order of the scan is unknown.")
+        return scan.ranks_along(mode, codes)
+
+    def _usual(self, at: Store) -> Climatology:
+        means, months, _ = climatology.read(self.climatology)
+        return Climatology(at, self.run.data.targets, means, months, self.device)
+
+    def _described(self, forecasts: np.ndarray, times: np.ndarray, leads: list[int], at: Store) -> xr.Dataset:
+        coordinates: dict[str, Any] = {
+            "time": ("time", times.astype("datetime64[ns]"), {"standard_name": "forecast_reference_time"}),
+            "prediction_timedelta": (
+                "prediction_timedelta",
+                np.array(leads, "timedelta64[h]").astype("timedelta64[ns]"),
+                {"standard_name": "forecast_period"},
+            ),
+            "lat": ("lat", at.lat, {"standard_name": "latitude", "units": "degrees_north"}),
+            "lon": ("lon", at.lon, {"standard_name": "longitude", "units": "degrees_east"}),
+        }
+        variables = {}
+        for channel, name in enumerate(self.run.data.targets):
+            variable = at.contents.variable(name)
+            about = {"units": variable.units, "standard_name": variable.standard_name, "long_name": variable.long_name}
+            variables[name] = (tuple(coordinates), forecasts[:, :, channel], about)
+        return xr.Dataset(variables, coordinates, {"Conventions": "CF-1.11", "source": self.source})
+
+
+class _Hours:
+    """The analyses in our units and on our axis: every hour from the first to the last."""
+
+    def __init__(self, analyses: xr.Dataset, kept: Store) -> None:
+        missing = [dim for dim in ("time", "lat", "lon") if dim not in analyses.coords]
+        if missing:
+            raise DataError(
+                f"the analyses have no coordinate {', '.join(missing)}; they have {', '.join(map(str, analyses.coords))}."
+            )
+        for name, axis in (("lat", kept.lat), ("lon", kept.lon)):
+            own = np.asarray(analyses[name], "f8")
+            if own.shape == axis.shape and np.allclose(own[::-1], axis, atol=1e-4):
+                analyses = analyses.isel({name: slice(None, None, -1)})
+            elif own.shape != axis.shape or not np.allclose(own, axis, atol=1e-4):
+                ours, theirs = (f"{a.size} values from {a.min():g} to {a.max():g}" for a in (axis, own))
+                raise DataError(f"{name} has {theirs}, that of the run {ours}. Interpolate the analyses first.")
+        times = np.asarray(analyses["time"].values, "datetime64[ns]")
+        hourly = times.astype("datetime64[h]")
+        if (times != hourly).any() or len(np.unique(hourly)) != len(hourly):
+            raise DataError("the times of the analyses must be whole hours, each once.")
+        self.axis = np.arange(hourly.min(), hourly.max() + np.timedelta64(1, "h"))
+        self._place = {int(place): row for row, place in enumerate((hourly - self.axis[0]).astype(int))}
+        self._analyses, self._kept = analyses, kept
+        self._scale: dict[str, tuple[float, float]] = {}
+
+    def starts(self, reads: tuple[Read, ...], leads: list[int]) -> list[int]:
+        """Places of the hours that have all that a forecast reads.
+
+        Raises:
+            DataError: there is none.
+        """
+
+        def needed(start: int) -> set[int]:
+            return {start + lead if read.back is None else start - read.back for read in reads for lead in leads}
+
+        possible = [start for start in sorted(self._place) if needed(start) <= self._place.keys()]
+        if not possible:
+            keys = ", ".join(read.key for read in reads)
+            raise DataError(f"no forecast is possible from {self.axis[0]} to {self.axis[-1]}: each needs {keys}.")
+        return possible
+
+    def group(self, read: Read, hours: np.ndarray, stored: list[tuple[str, int | None]]) -> Tensor:
+        """(B, V, H, W) of a group; variables that the network is not given at this hour are NaN."""
+        wanted = {name for name, back in stored if back == read.back}
+        members = self._kept.contents.names(read.group)
+        planes = {(hour, name): self.field(name, hour) for hour in set(hours.tolist()) for name in members if name in wanted}
+        absent = np.full(self._kept.grid, np.nan, "f4")
+        return torch.from_numpy(np.stack([[planes.get((hour, name), absent) for name in members] for hour in hours.tolist()]))
+
+    def field(self, name: str, hour: int) -> np.ndarray:
+        """(H, W) in our units.
+
+        Raises:
+            DataError: it is not there, has no units or impossible values.
+        """
+        if name not in self._analyses:
+            raise DataError(
+                f"the analyses have no '{name}', which the run is given. They have {', '.join(map(str, self._analyses))}."
+            )
+        array = self._analyses[name].isel(time=self._place[hour]).transpose("lat", "lon")
+        factor, offset = self._scale_of(name)
+        values = np.asarray(array, "f8") * factor + offset
+        variable = self._kept.contents.variable(name)
+        outside = (values < variable.valid_min) | (values > variable.valid_max)
+        if outside.any():
+            raise DataError(
+                f"{name} at {self.axis[hour]} is {values[outside][0]:g} {variable.units}: possible are "
+                f"{variable.valid_min:g} to {variable.valid_max:g}. Are its units really "
+                f"'{self._analyses[name].attrs['units']}'?"
+            )
+        return values.astype("f4")
+
+    def _scale_of(self, name: str) -> tuple[float, float]:
+        if name not in self._scale:
+            variable: Variable = self._kept.contents.variable(name)
+            units = self._analyses[name].attrs.get("units")
+            if units is None:
+                raise DataError(f"'{name}' has no units: set dataset['{name}'].attrs['units'], as '{variable.units}'.")
+            self._scale[name] = conversion(str(units), variable.units, f"'{name}'")
+        return self._scale[name]
