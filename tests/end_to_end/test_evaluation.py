@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from data import DataError
+from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
 from tests.launching import module, ranks_of, run, tiny_config, train
 from trainer.dataset import open_climatology
@@ -201,3 +204,74 @@ def test_a_browser_shows_it_without_scrolling_sideways(report: Path, width: int,
     assert seen["broken"] == 0
     assert seen["images"] >= 10
     assert seen["wide"] <= seen["shown"]
+
+
+def own_series(trained: Path, out: Path) -> xr.Dataset:
+    days = ("--from", "2015-01-13", "--to", "2015-01-16", "--every", "6")
+    done = module("trainer", "forecast", str(trained), *days, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return xr.open_zarr(out, consolidated=False, decode_timedelta=True)
+
+
+def test_against_its_own_forecasts_it_is_neither_better_nor_worse(
+    trained: Path, forecaster: Forecaster, tmp_path: Path
+) -> None:
+    own_series(trained, tmp_path / "own.zarr").close()
+    done = module("trainer", "evaluate", str(trained), "--against", str(tmp_path / "own.zarr"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained / "evaluation-test.json").read_text())
+    assert "own.zarr" in result["against"]
+    for leads in result["scores"].values():
+        for s in leads.values():
+            assert s["against_skill"] == pytest.approx(0.0, abs=1e-4)
+            assert s["against_rmse"] != s["rmse"]  # a sixth of the analyses only
+
+
+def test_forecasts_of_another_shape_are_compared_at_their_valid_times(
+    trained: Path, forecaster: Forecaster, tiny_path: Path, tmp_path: Path
+) -> None:
+    """Of valid times alone, on a finer grid south first, in mg m-3, a mixing ratio and one field under another name: the
+    analysis itself, so the error that is left is that of the interpolation."""
+    store = forecaster.dataset.store
+    first, last = store.splits["test"][0]
+    hours = np.arange(first, last)
+    weather, chemistry = (ShardReader(store, group).read(hours).astype("f8") for group in ("weather", "chemistry"))
+    fields = {name: chemistry[:, store.contents.channel(name)] for name in store.contents.names("chemistry")}
+    psfc, temp = (weather[:, store.contents.channel(name)] for name in ("psfc", "temp"))
+    ratio = fields["o3"] * 287.05 * temp / psfc / 1e9
+    dims = ("valid_time", "latitude", "longitude")
+    written = xr.Dataset(
+        {
+            "pm2p5": (dims, fields["pm25"] / 1000.0, {"units": "mg m-3"}),
+            "go3": (dims, ratio, {"units": "kg kg-1"}),
+            "sp": (dims, psfc, {"units": "Pa"}),
+            "t2m": (dims, temp, {"units": "K"}),
+            **{name: (dims, fields[name], {"units": "ug m-3"}) for name in ("pm10", "so2", "no2", "co")},
+        },
+        {"valid_time": store.times[hours].astype("datetime64[ns]"), "latitude": store.lat, "longitude": store.lon},
+    )
+    finer = np.linspace(store.lat.min(), store.lat.max(), 2 * len(store.lat) - 1)
+    written.isel(latitude=slice(None, None, -1)).interp(latitude=finer).to_netcdf(tmp_path / "cams.nc")
+    done = evaluate(forecaster, Options(against=tmp_path / "cams.nc"))
+    assert done is not None
+    for name, leads in done.scores["scores"].items():
+        for s in leads.values():
+            assert s["against_rmse"] < 1e-3 * s["mean_truth"], name
+            assert s["against_skill"] < -100
+
+
+def test_what_cannot_be_compared_is_refused(trained: Path, forecaster: Forecaster, tmp_path: Path) -> None:
+    own = own_series(trained, tmp_path / "own.zarr").load()
+    for changed, said in (
+        (own.drop_vars("o3"), "has no o3; it has"),
+        (own.assign(o3=own["o3"].assign_attrs(units="kg kg-1")), "is a mixing ratio"),
+        (own.assign_coords(time=own["time"] + np.timedelta64(365, "D")), "has none of the forecasts from"),
+        (own.rename(lat="y"), "needed are time, lat and lon"),
+    ):
+        path = tmp_path / f"{len(said)}.nc"
+        changed.to_netcdf(path)
+        with pytest.raises(DataError, match=said):
+            evaluate(forecaster, Options(against=path))
+    (tmp_path / "no.nc").write_text("no")
+    with pytest.raises(DataError, match="cannot be read as NetCDF or zarr"):
+        evaluate(forecaster, Options(against=tmp_path / "no.nc"))

@@ -23,7 +23,7 @@ pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 .warning { background: #fff3cd; padding: .6rem; }
 details summary { cursor: pointer; margin: .5rem 0; }
 """
-SYSTEMS = {"persistence": "skill", "climatology": "climatology_skill", "mix": "mix_skill"}
+BASELINES = ("persistence", "climatology", "mix", "against")
 
 
 def page(
@@ -48,7 +48,8 @@ def page(
         "<h2>Scores</h2>",
         f"<p>Hourly values of the domain, ug m-3. Skill is 1 - MSE / MSE of the baseline; coloured where its interval "
         f"({escape(evaluation['interval'])}) excludes 0. {escape(evaluation['baseline'])}.</p>",
-        _scores(evaluation["scores"]),
+        f"<p>against: {escape(evaluation['against'])}</p>" if "against" in evaluation else "",
+        _scores(evaluation),
         "<h2>Regions</h2>",
         _regions(evaluation),
         "<h2>Local days</h2>",
@@ -64,10 +65,17 @@ def page(
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
 
+def _compared(evaluation: dict[str, Any]) -> dict[str, str]:
+    """Baseline -> the name of the skill against it, of those that were scored."""
+    one = next(s for leads in evaluation["scores"].values() for s in leads.values())
+    skills = {name: "skill" if name == "persistence" else f"{name}_skill" for name in BASELINES}
+    return {name: kind for name, kind in skills.items() if kind in one}
+
+
 def _cards(evaluation: dict[str, Any]) -> str:
     cells = [s for leads in evaluation["scores"].values() for s in leads.values()]
     cards = []
-    for baseline, kind in SYSTEMS.items():
+    for baseline, kind in _compared(evaluation).items():
         known = [s for s in cells if s[kind] is not None]
         if known:
             mean = sum(s[kind] for s in known) / len(known)
@@ -77,9 +85,10 @@ def _cards(evaluation: dict[str, Any]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _scores(scores: dict[str, Any]) -> str:
+def _scores(evaluation: dict[str, Any]) -> str:
+    scores = evaluation["scores"]
     columns = ["RMSE", "MAE", "bias", "NMB %", "R", "IOA", "ACC", "FAC2"]
-    columns += [column for baseline in SYSTEMS for column in (baseline, "skill")]
+    columns += [column for baseline in _compared(evaluation) for column in (baseline, "skill")]
     rows = []
     for name, leads in scores.items():
         for number, (lead, s) in enumerate(leads.items()):
@@ -87,7 +96,7 @@ def _scores(scores: dict[str, Any]) -> str:
             cells += [_text(None if s["nmb"] is None else 100 * s["nmb"], 1)]
             cells += [_text(s[kind]) for kind in ("r", "ioa", "acc", "fac2")]
             cells = [f"<td>{cell}</td>" for cell in cells]
-            for baseline, kind in SYSTEMS.items():
+            for baseline, kind in _compared(evaluation).items():
                 cells += [f"<td>{_text(s[f'{baseline}_rmse'])}</td>", _skill(s, kind)]
             rows.append((number == 0, [f"{escape(name)} {escape(lead)}"], cells))
     return _table(("", *columns), rows)

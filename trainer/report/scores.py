@@ -16,7 +16,7 @@ from data.store.layout import Store
 from trainer.report.runs import LABELS, aspect_of, draw_map, write
 
 matplotlib.use("Agg")
-STYLES = {"persistence": ("C1", "s--"), "climatology": ("C2", "^:"), "mix": ("C4", "d-.")}
+STYLES = {"persistence": ("C1", "s--"), "climatology": ("C2", "^:"), "mix": ("C4", "d-."), "against": ("C0", "v--")}
 
 
 def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
@@ -24,7 +24,7 @@ def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
     figure, panels = _panels(evaluation["scores"])
     for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=False):
         hours = _hours(leads)
-        for place, (baseline, (colour, _)) in enumerate(STYLES.items()):
+        for place, (baseline, (colour, _)) in enumerate(_styles(leads).items()):
             kind = "skill" if baseline == "persistence" else f"{baseline}_skill"
             skill, low, high = (_values(leads, key) for key in (kind, f"{kind}_low", f"{kind}_high"))
             at = np.arange(len(hours)) + 0.12 * (place - 1)
@@ -42,7 +42,7 @@ def plot_errors(evaluation: dict[str, Any], out: Path) -> None:
     for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=False):
         at = range(len(leads))
         panel.plot(at, _values(leads, "rmse"), "ko-", lw=2, label="forecast")
-        for baseline, (colour, style) in STYLES.items():
+        for baseline, (colour, style) in _styles(leads).items():
             panel.plot(at, _values(leads, f"{baseline}_rmse"), style, color=colour, mfc="w", label=baseline)
         units = next(iter(leads.values()))["units"]
         panel.set(title=f"{LABELS.get(name, name)} ({units})", xticks=at, xticklabels=_hours(leads))
@@ -191,6 +191,12 @@ def _finish(
     panels[0].legend(fontsize=7)
     figure.suptitle(f"{title}; {evaluation['split']} split, {evaluation['samples']} samples", fontsize=11)
     write(figure, out)
+
+
+def _styles(leads: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Of the baselines that were scored."""
+    one = next(iter(leads.values()))
+    return {name: style for name, style in STYLES.items() if f"{name}_rmse" in one}
 
 
 def _hours(leads: dict[str, Any]) -> list[int]:

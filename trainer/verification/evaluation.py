@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from data import DataError
 from data.batch import Batch
 from data.channels.climatology import Climatology
 from data.samples import SampleIndex
+from trainer.baselines.against import Against
 from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
@@ -36,6 +38,7 @@ class Options:
     samples: int | None = None  # spread evenly over the split; all of it by default
     utc_offset: int = 8
     regions: Path | None = None
+    against: Path | None = None  # forecasts of someone else
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         None on ranks other than 0.
 
     Raises:
-        DataError: there is no such split, the regions cannot be read, or another rank does not come.
+        DataError: there is no such split, a file that was given cannot be used, or another rank does not come.
     """
     dataset = forecaster.dataset
     index = dataset.index(options.split)
@@ -84,6 +87,9 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         "weather": given_weather(forecaster),
         "utc_offset": options.utc_offset,
     }
+    against = setting.baselines.get("against")
+    if isinstance(against, Against):
+        about["against"] = against.described()
     return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums))
 
 
@@ -94,7 +100,10 @@ def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> 
     numbers = np.arange(len(index)) if options.samples is None else index.evenly(options.samples)
     usual = dataset.usual or open_climatology(dataset)
     regions = regions_of(dataset.store, options.regions)
-    setting = Setting(dataset, baselines(dataset, usual), regions, options.utc_offset, 0, 1, len(numbers))
+    compared = baselines(dataset, usual)
+    if options.against is not None:
+        compared["against"] = _against(forecaster, options.against, index, numbers)
+    setting = Setting(dataset, compared, regions, options.utc_offset, 0, 1, len(numbers))
     valid = index.t[numbers] + index.lead[numbers]
     day, hour = setting.local(valid)
     setting.first_day, setting.days = int(day.min()), int(day.max() - day.min()) + 1
@@ -121,8 +130,26 @@ def baselines(dataset: Dataset, usual: Climatology) -> dict[str, Callable[[Batch
     }
 
 
+def _against(forecaster: Forecaster, path: Path, index: SampleIndex, numbers: np.ndarray) -> Against:
+    """
+    Raises:
+        DataError: it has none of the forecasts that are evaluated.
+    """
+    dataset = forecaster.dataset
+    against = Against(path, dataset.store, dataset.normalizer.targets, dataset.device)
+    pairs = zip(index.t[numbers], index.t[numbers] + index.lead[numbers], strict=True)
+    if not any(against.place(*pair) for pair in pairs):
+        times = dataset.store.times[[index.t[numbers].min(), index.t[numbers].max()]]
+        raise DataError(
+            f"--against {against.described()} has none of the forecasts from {times[0]} to {times[1]} of "
+            f"{forecaster.run.data.lead_hours} h that are evaluated."
+        )
+    return against
+
+
 def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, parts: list[slice]) -> str:
     regions = None if options.regions is None else hashlib.sha256(options.regions.read_bytes()).hexdigest()
+    against = None if options.against is None else [str(options.against.absolute()), options.against.stat().st_mtime_ns]
     return pieces.identity(
         {
             "version": VERSION,
@@ -135,5 +162,6 @@ def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, par
             "parts": [[part.start, part.stop] for part in parts],
             "utc_offset": options.utc_offset,
             "regions": regions,
+            "against": against,
         }
     )

@@ -12,6 +12,7 @@ from trainer.commands import add_trained_run
 
 EXAMPLES = """  python -m trainer evaluate runs/demo --split test
   python -m trainer evaluate runs/demo --samples 200
+  python -m trainer evaluate runs/china --against cams.nc --regions provinces.geojson
   torchrun --nproc_per_node 8 -m trainer evaluate runs/china --regions provinces.geojson
   deepspeed --num_gpus 8 --module trainer evaluate runs/china"""
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test")
     add("--samples", type=int, help="spread evenly over the split (default: all, which daily values need)")
     add("--regions", type=Path, metavar="FILE", help="GeoJSON of polygons with a 'name' (default: plains, slopes and plateau)")
+    add("--against", type=Path, metavar="FORECASTS", help="forecasts of another system, CF zarr or NetCDF, to score beside it")
     add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
@@ -33,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from trainer.verification.evaluation import Options, evaluate
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
-    done = evaluate(forecaster, Options(options.split, options.samples, options.utc_offset, options.regions))
+    chosen = Options(options.split, options.samples, options.utc_offset, options.regions, options.against)
+    done = evaluate(forecaster, chosen)
     if done is None:
         return
     path = options.run_dir / f"evaluation-{options.split}.json"
@@ -52,7 +55,8 @@ def show(result: dict[str, Any]) -> None:
     what = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
     title = f"{what}; ug m-3; weather {result['weather']}"
     columns = ("pollutant", "lead", "RMSE", "bias", "NMB %", "R")
-    compared = ("persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill")
+    compared = ["persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill"]
+    compared += ["against", "skill", "95 %"] if "against" in result else []
     table = Table(*(Column(name, no_wrap=True) for name in (*columns, *compared)), title=title)
     for name, leads in result["scores"].items():
         for lead, s in leads.items():
@@ -60,15 +64,18 @@ def show(result: dict[str, Any]) -> None:
             numbers += [None if s["nmb"] is None else 100.0 * s["nmb"], s["r"]]
             values = ["-" if x is None else f"{x:.2f}" for x in numbers]
             skills = [*against(s, "persistence"), *against(s, "climatology"), *against(s, "mix")[:2]]
+            skills += against(s, "against") if "against" in result else []
             table.add_row(name, lead, *values, *skills)
         table.add_section()
-    screen = console(140)
+    screen = console(170 if "against" in result else 140)
     screen.print(table)
     screen.print(
         "persistence, climatology, mix: their RMSE. skill = 1 - MSE / MSE of that: 1 is perfect, 0 is as good as assuming that "
         "nothing changes, that it is as usual at that hour, or the best mix of both; coloured where its interval, of local "
         "days drawn with replacement, excludes 0"
     )
+    if "against" in result:
+        screen.print(f"against: {result['against']}")
     daily = result["daily"]
     if not daily["days"]:
         screen.print("daily values: none, they need every hour of a day: evaluate without --samples")
