@@ -30,6 +30,27 @@ class _Planned:
     counted: np.ndarray  # (micro,) bool
 
 
+class _Later:
+    """A group of another store, by the time indices and in the channels of the store that a run was trained on."""
+
+    def __init__(self, store: Store, later: Store, group: str) -> None:
+        self._reader = ShardReader(later, group)
+        self._shift = hours_between(store, later)
+        own = later.contents.names(group)
+        self._places = {channel: own.index(name) for channel, name in enumerate(store.contents.names(group)) if name in own}
+        self._shape = (len(store.contents.names(group)), *store.grid)
+
+    def read(self, hours: np.ndarray) -> np.ndarray:
+        fields = np.full((len(hours), *self._shape), np.nan, "f4")
+        fields[:, list(self._places)] = self._reader.read(hours - self._shift)[:, list(self._places.values())]
+        return fields
+
+
+def hours_between(store: Store, later: Store) -> int:
+    """From the first hour of one store to that of another."""
+    return int((later.times[0].astype("datetime64[h]") - store.times[0].astype("datetime64[h]")).astype(int))
+
+
 class Stream:
     """Reads micro-batches ahead of their use, in threads of this process (reading releases the interpreter's lock)."""
 
@@ -43,11 +64,19 @@ class Stream:
         patches: int,
         pin: bool,
         reads: Sequence[Read] = AT_T,
+        later: Store | None = None,
     ) -> None:
+        """
+        Args:
+            later: where what is read at the valid time comes from, instead of `store`: forecast weather, of the same grid.
+        """
         self.store, self.index, self.scan, self.mode = store, index, scan, mode
         self.prefetch, self.patches, self.pin = prefetch, patches, pin
         self.reads = reads
         self._readers = {group: ShardReader(store, group) for group in {"chemistry", *(read.group for read in reads)}}
+        self._later = (
+            {} if later is None else {read.group: _Later(store, later, read.group) for read in reads if read.back is None}
+        )
         self._threads = ThreadPoolExecutor(min(READERS, prefetch + 1), thread_name_prefix="reader")
 
     def training(
@@ -98,7 +127,7 @@ class Stream:
     def _batch(self, plan: _Planned) -> Batch:
         t, lead = self.index.t[plan.numbers], self.index.lead[plan.numbers]
         hours = {read: t + lead if read.back is None else t - read.back for read in self.reads}
-        fields = {read.key: self._fields(self._readers[read.group], at) for read, at in hours.items()}
+        fields = {read.key: self._read(read, at) for read, at in hours.items()}
         target = self._fields(self._readers["chemistry"], t + lead)
         if self.scan is None:
             rank = np.broadcast_to(np.arange(self.patches), (len(t), self.patches)).copy()
@@ -114,6 +143,11 @@ class Stream:
             plan.position,
             torch.from_numpy(plan.counted),
         )
+
+    def _read(self, read: Read, hours: np.ndarray) -> Tensor:
+        if read.back is None and read.group in self._later:
+            return torch.from_numpy(self._later[read.group].read(hours))
+        return self._fields(self._readers[read.group], hours)
 
     def _fields(self, reader: ShardReader, hours: np.ndarray) -> Tensor:
         fields = torch.empty((len(hours), *reader.shape), pin_memory=self.pin)

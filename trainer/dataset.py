@@ -38,6 +38,7 @@ class Dataset:
     elevation: Tensor  # (N,) mean elevation of every patch, m
     device: torch.device
     usual: Climatology | None = None  # where the network predicts the change
+    forecast_weather: Store | None = None  # instead of the analysed weather of the valid time
 
     def index(self, split: str) -> SampleIndex:
         run, mode = self.run, self.run.wind_scan.mode
@@ -46,7 +47,7 @@ class Dataset:
     def stream(self, index: SampleIndex) -> Stream:
         mode, patches = self.run.wind_scan.mode, len(self.elevation)
         pin, reads = self.device.type == "cuda", self.normalizer.reads
-        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, pin, reads)
+        return Stream(self.store, index, self.scan, mode, self.run.data.prefetch, patches, pin, reads, self.forecast_weather)
 
     def prepare(self, batch: Batch) -> tuple[Batch, Example, tuple[Tensor, ...]]:
         """A batch on the device, its normalised example, and the model's arguments."""

@@ -109,7 +109,9 @@ def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None =
 
 def given_weather(forecaster: Forecaster) -> str:
     """What a score must say of the weather that the forecast was made with."""
-    future = forecaster.run.data.future
+    future, given = forecaster.run.data.future, forecaster.dataset.forecast_weather
+    if given is not None:
+        return f"forecast, of {given.path.name} ({given.fingerprint[:12]}): {', '.join(future)}"
     return f"perfect (analysed) at the valid time: {', '.join(future)}" if future else "of the analysis"
 
 

@@ -44,8 +44,8 @@ class Against:
         self._time = next((name for name in (STARTS if self._lead else VALID) if name in self._file.dims), None)
         if self._time is None or not {"lat", "lon"} <= set(self._file.dims):
             raise DataError(
-                f"--against {path} has the dimensions {', '.join(map(str, self._file.dims))}: needed are time, lat and lon, and "
-                f"a lead time ({', '.join(LEADS)}) unless its times are those at which forecasts are valid."
+                f"--against {path} has the dimensions {', '.join(map(str, self._file.dims))}: needed are time, lat and lon, "
+                f"and a lead time ({', '.join(LEADS)}) unless its times are those at which forecasts are valid."
             )
         self._names = {name: self._spelt(name) for name in targets}
         self._same_grid = all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
 from trainer.verification import pieces
-from trainer.verification.regions import regions_of
+from trainer.verification.given.regions import regions_of
+from trainer.verification.given.weather import forecast_weather, has_weather
 from trainer.verification.summary import maps, summary
 from trainer.verification.tally import Setting, tally
 
@@ -39,6 +40,7 @@ class Options:
     utc_offset: int = 8
     regions: Path | None = None
     against: Path | None = None  # forecasts of someone else
+    future_from: Path | None = None  # a store of forecast weather, for runs with data.future
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         DataError: there is no such split, a file that was given cannot be used, or another rank does not come.
     """
     dataset = forecaster.dataset
+    if options.future_from is not None:
+        dataset.forecast_weather = forecast_weather(forecaster, options.future_from)
     index = dataset.index(options.split)
     setting, numbers, day = setting_of(forecaster, index, options)
     parts = pieces.cut(day)
@@ -98,6 +102,8 @@ def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> 
     the day of each."""
     dataset = forecaster.dataset
     numbers = np.arange(len(index)) if options.samples is None else index.evenly(options.samples)
+    if dataset.forecast_weather is not None:
+        numbers = numbers[has_weather(dataset, dataset.forecast_weather, index.t[numbers] + index.lead[numbers])]
     usual = dataset.usual or open_climatology(dataset)
     regions = regions_of(dataset.store, options.regions)
     compared = baselines(dataset, usual)
@@ -114,7 +120,8 @@ def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> 
 def baselines(dataset: Dataset, usual: Climatology) -> dict[str, Callable[[Batch], Tensor]]:
     """What a forecast must beat: nothing changes; as usual; and the best mix of both on the training split."""
     normalizer, leads = dataset.normalizer, dataset.run.data.lead_hours
-    shares = best_weights(dataset, usual, SAMPLES).to(dataset.device)  # (T, L)
+    trained_on = replace(dataset, forecast_weather=None)
+    shares = best_weights(trained_on, usual, SAMPLES).to(dataset.device)  # (T, L)
     rows = {lead: row for row, lead in enumerate(leads)}
 
     def mix(batch: Batch) -> Tensor:
@@ -163,5 +170,6 @@ def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, par
             "utc_offset": options.utc_offset,
             "regions": regions,
             "against": against,
+            "weather": given_weather(forecaster),
         }
     )

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, help="spread evenly over the split (default: all, which daily values need)")
     add("--regions", type=Path, metavar="FILE", help="GeoJSON of polygons with a 'name' (default: plains, slopes and plateau)")
     add("--against", type=Path, metavar="FORECASTS", help="forecasts of another system, CF zarr or NetCDF, to score beside it")
+    add("--future-from", type=Path, metavar="STORE", help="forecast weather, where the run is given that of the valid time")
     add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
@@ -35,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
     from trainer.verification.evaluation import Options, evaluate
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
-    chosen = Options(options.split, options.samples, options.utc_offset, options.regions, options.against)
+    given = (options.regions, options.against, options.future_from)
+    chosen = Options(options.split, options.samples, options.utc_offset, *given)
     done = evaluate(forecaster, chosen)
     if done is None:
         return

@@ -1,0 +1,1 @@
+"""What an evaluation is given beside the run: regions, forecast weather, observations of stations."""
