@@ -52,6 +52,7 @@ def page(
         _scores(evaluation),
         "<h2>Regions</h2>",
         _regions(evaluation),
+        *_stations(evaluation),
         "<h2>Local days</h2>",
         _days(evaluation["daily"]),
         *(_picture(*picture) for picture in pictures),
@@ -122,6 +123,20 @@ def _regions(evaluation: dict[str, Any]) -> str:
                 cells += [f"<td>{_text(s['rmse'])}</td>", _skill(s, "skill")]
             rows.append((number == 0, [f"{escape(name)} {escape(lead)}"], cells))
     return _table(("", *columns), rows) if regions else "<p>None.</p>"
+
+
+def _stations(evaluation: dict[str, Any]) -> list[str]:
+    if "stations" not in evaluation:
+        return []
+    stations, rows = evaluation["stations"], []
+    for name, leads in stations["scores"].items():
+        for number, (lead, s) in enumerate(leads.items()):
+            cells = [f"<td>{_text(s[kind])}</td>" for kind in ("rmse", "bias", "r", "reanalysis_rmse", "persistence_rmse")]
+            rows.append((number == 0, [f"{escape(name)} {escape(lead)}"], [*cells, _skill(s, "skill")]))
+    counted = ", ".join(f"{count} {escape(what)}" for what, count in stations["counted"].items())
+    columns = ("", "RMSE", "bias", "R", "RMSE of the reanalysis", "of persistence", "skill")
+    said = "Errors against the reanalysis that are smaller than its own against the stations mean little."
+    return ["<h2>At stations</h2>", f"<p>Observations: {counted}. {said}</p>", _table(columns, rows)]
 
 
 def _days(daily: dict[str, Any]) -> str:

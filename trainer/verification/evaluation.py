@@ -23,6 +23,7 @@ from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
 from trainer.verification import pieces
+from trainer.verification.given import stations
 from trainer.verification.given.regions import regions_of
 from trainer.verification.given.weather import forecast_weather, has_weather
 from trainer.verification.summary import maps, summary
@@ -40,6 +41,8 @@ class Options:
     utc_offset: int = 8
     regions: Path | None = None
     against: Path | None = None  # forecasts of someone else
+    stations: tuple[Path, ...] = ()  # tables of observations, or directories of them
+    station_list: Path | None = None
     future_from: Path | None = None  # a store of forecast weather, for runs with data.future
 
 
@@ -72,7 +75,9 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         return tally(forecaster.model, stream.listed(numbers[part], micro), places, setting)
 
     rank, size = pieces.rank_and_size()
-    folder = forecaster.run.run_dir / f"evaluation-{options.split}.parts" / _identity(forecaster, options, numbers, parts)
+    folder = (
+        forecaster.run.run_dir / f"evaluation-{options.split}.parts" / _identity(forecaster, options, setting, numbers, parts)
+    )
     done = pieces.share(folder, len(parts), work)
     mine = len(range(rank, len(parts), size))
     for _ in track(done, "evaluating", total=mine, console=Console(stderr=True), disable=rank != 0):
@@ -113,6 +118,8 @@ def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> 
     valid = index.t[numbers] + index.lead[numbers]
     day, hour = setting.local(valid)
     setting.first_day, setting.days = int(day.min()), int(day.max() - day.min()) + 1
+    if options.stations:
+        setting.stations = stations.read(list(options.stations), options.station_list, dataset.store, setting.targets, valid)
     order = np.lexsort((index.t[numbers], hour, day))
     return setting, numbers[order], day[order] - setting.first_day
 
@@ -154,9 +161,10 @@ def _against(forecaster: Forecaster, path: Path, index: SampleIndex, numbers: np
     return against
 
 
-def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, parts: list[slice]) -> str:
+def _identity(forecaster: Forecaster, options: Options, setting: Setting, numbers: np.ndarray, parts: list[slice]) -> str:
     regions = None if options.regions is None else hashlib.sha256(options.regions.read_bytes()).hexdigest()
     against = None if options.against is None else [str(options.against.absolute()), options.against.stat().st_mtime_ns]
+    observed = setting.stations and hashlib.sha256(setting.stations.values.tobytes()).hexdigest()
     return pieces.identity(
         {
             "version": VERSION,
@@ -170,6 +178,7 @@ def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, par
             "utc_offset": options.utc_offset,
             "regions": regions,
             "against": against,
+            "stations": observed,
             "weather": given_weather(forecaster),
         }
     )

@@ -13,7 +13,7 @@ from trainer.scores.errors import ErrorSums, normalised_loss
 from trainer.verification.days import RATIOS, SYSTEMS
 from trainer.verification.pieces import Sums
 from trainer.verification.standards import CLASSES, Limit
-from trainer.verification.tally import MAPS, Setting
+from trainer.verification.tally import AT_STATIONS, MAPS, Setting
 
 INTERVAL = "95 %, local days drawn with replacement 1000 times"
 BASELINES = (
@@ -52,6 +52,7 @@ def summary(setting: Setting, sums: Sums, t: np.ndarray, lead: np.ndarray) -> di
         },
         "spectra": _spectra(setting, sums),
         "diurnal": _diurnal(setting, sums["diurnal"]),
+        **_stations(setting, sums),
         "cases": _cases(setting, sums["case_loss"], t, lead),
     }
 
@@ -86,6 +87,16 @@ def _scores(setting: Setting, errors: ErrorSums, region: int) -> dict[str, dict[
             numbers = {kind: _number(values[row, column]) for kind, values in table.items()}
             scores[name][f"{lead}h"] = {"units": units, **numbers}
     return scores
+
+
+def _stations(setting: Setting, sums: Sums) -> dict[str, Any]:
+    """Scores against what was measured, of the forecast and of the reanalysis that it was trained on."""
+    if setting.stations is None:
+        return {}
+    errors = ErrorSums(len(setting.targets), setting.lead_hours, torch.device("cpu"), AT_STATIONS, 1, setting.days)
+    errors.sums = torch.from_numpy(sums["stations"])
+    counted = {"stations": len(setting.stations.stations), **setting.stations.counted}
+    return {"stations": {"counted": counted, "scores": _scores(setting, errors, 0)}}
 
 
 def _events(setting: Setting, limits: Sequence[Limit], counts: np.ndarray) -> list[dict[str, Any]]:

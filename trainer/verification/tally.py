@@ -14,9 +14,11 @@ from data.batch import Batch
 from trainer.dataset import Dataset
 from trainer.scores.errors import ErrorSums
 from trainer.verification.days import SYSTEMS, Days, contingency, of_days
+from trainer.verification.given.stations import Observations
 from trainer.verification.spectra import Spectra
 from trainer.verification.standards import Index, Limit, standards
 
+AT_STATIONS = ("persistence", "reanalysis")
 MAPS = ("squared", "persistence_squared", "persistence_forecast", "weight")
 
 
@@ -31,6 +33,7 @@ class Setting:
     first_day: int  # local day, since 1970, of the first valid time
     days: int
     samples: int
+    stations: Observations | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -93,6 +96,9 @@ class Tally:
             "maps": zeros(len(MAPS), targets, leads, *grid),
             "case_loss": zeros(setting.samples),
         }
+        self._at_stations = ErrorSums(targets, setting.lead_hours, device, AT_STATIONS, 1, setting.days)
+        if setting.stations is not None:
+            self.sums["stations"] = self._at_stations.sums
         statistics = setting.dataset.normalizer.statistics
         means = [statistics[name]["mean"] for name in setting.targets]
         self._reference = torch.tensor(means, dtype=torch.float64, device=device)[:, None, None]
@@ -112,6 +118,8 @@ class Tally:
         per_sample = self.errors.add(
             forecast, truth, baselines, setting.weights, batch.lead_hours, block, self._reference
         )  # (kind, B, T, R)
+        if setting.stations is not None:
+            self._add_stations(setting.stations, batch, forecast, truth, baselines["persistence"], block)
         of_kind = dict(zip(self.errors.kinds, per_sample, strict=True))
         diurnal = torch.stack([of_kind[kind] for kind in ("weight", "error", "truth", "forecast")])
         scaled = of_kind["squared"][..., 0] / of_kind["weight"][..., 0].clamp(min=1e-30)
@@ -134,6 +142,18 @@ class Tally:
             counts = contingency(fields[:, places], truth[:, places], limits, setting.weights)
             for column, lead in enumerate(setting.lead_hours):
                 self.sums["hourly_events"][:, system, column] += counts[batch.lead_hours == lead].sum(0)
+
+    def _add_stations(
+        self, stations: Observations, batch: Batch, forecast: Tensor, truth: Tensor, persistence: Tensor, block: Tensor
+    ) -> None:
+        """Everything in the cells of the stations, the reanalysis as one more baseline."""
+        cells = [torch.from_numpy(axis).to(forecast.device) for axis in (stations.rows, stations.columns)]
+        ours, analysed, unchanged = (field[:, :, cells[0], cells[1]][:, :, None] for field in (forecast, truth, persistence))
+        observed = torch.from_numpy(stations.at(batch.valid_hours)).to(forecast.device)[:, :, None]
+        observed = torch.where(batch.counted[:, None, None, None], observed, torch.nan)
+        each = torch.ones((1, observed.shape[-1]), device=forecast.device)
+        compared = {"persistence": unchanged, "reanalysis": analysed}
+        self._at_stations.add(ours, observed, compared, each, batch.lead_hours, block, self._reference)
 
     @staticmethod
     def _maps(forecast: Tensor, truth: Tensor, persistence: Tensor) -> Tensor:

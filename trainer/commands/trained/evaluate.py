@@ -6,12 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.commands import add_trained_run
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 EXAMPLES = """  python -m trainer evaluate runs/demo --split test
   python -m trainer evaluate runs/demo --samples 200
+  python -m trainer evaluate runs/china --stations cnemc/2018 --station-list stations.csv
   python -m trainer evaluate runs/china --against cams.nc --regions provinces.geojson
   torchrun --nproc_per_node 8 -m trainer evaluate runs/china --regions provinces.geojson
   deepspeed --num_gpus 8 --module trainer evaluate runs/china"""
@@ -24,6 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, help="spread evenly over the split (default: all, which daily values need)")
     add("--regions", type=Path, metavar="FILE", help="GeoJSON of polygons with a 'name' (default: plains, slopes and plateau)")
     add("--against", type=Path, metavar="FORECASTS", help="forecasts of another system, CF zarr or NetCDF, to score beside it")
+    add(
+        "--stations",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CSV",
+        help="observations: CNEMC, OpenAQ or a long table; folders",
+    )
+    add("--station-list", type=Path, metavar="CSV", help="codes, latitudes and longitudes of the stations")
     add("--future-from", type=Path, metavar="STORE", help="forecast weather, where the run is given that of the valid time")
     add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
@@ -36,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
     from trainer.verification.evaluation import Options, evaluate
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
-    given = (options.regions, options.against, options.future_from)
+    observed = (tuple(options.stations), options.station_list)
+    given = (options.regions, options.against, *observed, options.future_from)
     chosen = Options(options.split, options.samples, options.utc_offset, *given)
     done = evaluate(forecaster, chosen)
     if done is None:
@@ -78,6 +92,8 @@ def show(result: dict[str, Any]) -> None:
     )
     if "against" in result:
         screen.print(f"against: {result['against']}")
+    if "stations" in result:
+        show_stations(result["stations"], screen)
     daily = result["daily"]
     if not daily["days"]:
         screen.print("daily values: none, they need every hour of a day: evaluate without --samples")
@@ -89,6 +105,21 @@ def show(result: dict[str, Any]) -> None:
             if s["forecast"]["class_right"] is not None and s["persistence"]["class_right"] is not None
         ]
         screen.print(f"air-quality class of {index['standard']} right, of {daily['days']} local days: {', '.join(said)}")
+
+
+def show_stations(result: dict[str, Any], screen: Console) -> None:
+    """Print scores against observations, beside those of the reanalysis itself."""
+    from rich.table import Table
+
+    columns = ("pollutant", "lead", "RMSE", "bias", "R", "reanalysis", "persistence", "skill", "95 %")
+    table = Table(*columns, title=f"at {result['counted']['stations']} stations; ug m-3")
+    for name, leads in result["scores"].items():
+        for lead, s in leads.items():
+            values = ["-" if s[k] is None else f"{s[k]:.2f}" for k in ("rmse", "bias", "r", "reanalysis_rmse")]
+            table.add_row(name, lead, *values, *against(s, "persistence"))
+        table.add_section()
+    screen.print(table)
+    screen.print("observations: " + ", ".join(f"{count} {what}" for what, count in result["counted"].items()))
 
 
 def against(scores: dict[str, Any], baseline: str) -> list[str]:
