@@ -15,6 +15,7 @@ from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
 from tests.launching import module, tiny_config, train
 from trainer.forecaster import load_forecaster
+from trainer.report.page import page
 from trainer.verification.evaluation import Options, evaluate
 from trainer.verification.given.stations import read
 
@@ -160,7 +161,8 @@ def test_the_reanalysis_is_scored_at_the_stations_too(
     assert done.returncode == 0, done.stderr
     assert "at 3 stations" in done.stdout
     assert "observations: 3 stations" in " ".join(done.stdout.split())
-    result = json.loads((trained / "evaluation-test.json").read_text())["stations"]
+    evaluation = json.loads((trained / "evaluation-test.json").read_text())
+    result = evaluation["stations"]
     index = load_forecaster(trained).dataset.index("test")
     fields = ShardReader(tiny, "chemistry").read(hours)
     rows, columns = (list(axis) for axis in zip(*CELLS.values(), strict=True))
@@ -174,9 +176,7 @@ def test_the_reanalysis_is_scored_at_the_stations_too(
                 error = field - observed[then, channel]
                 expected = np.sqrt(np.nanmean(error**2))
                 assert scores[f"{kind}_rmse"] == pytest.approx(expected, rel=1e-4), (name, lead, kind)
-    done = module("trainer", "report", str(trained))
-    assert done.returncode == 0, done.stderr
-    assert "RMSE of the reanalysis" in (trained / "report-test.html").read_text()
+    assert "RMSE of the reanalysis" in page("run", evaluation, "", [], {})
 
 
 def test_tables_that_cannot_be_read_say_what_is_missing(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data import DataError
 from data.batch import Normalizer
@@ -19,6 +19,7 @@ from data.store.layout import Store
 from data.store.reader import ShardReader
 from data.stream import Stream
 from data.variables import MODEL_INPUTS, PUBLISHED
+from tests.distributed.test_elastic import require_equal_state
 from tests.launching import losses, manifest, tiny_config, train
 from trainer.baselines.blend import best_weights
 from trainer.config_file import load
@@ -184,23 +185,32 @@ def test_a_network_of_changes_starts_from_what_is_usual_and_the_anomaly_that_is_
                 network(*given, wrong)
 
 
-def test_everything_on_resumes_bit_for_bit(tiny: Store, tiny_scan: object, tmp_path: Path) -> None:
-    """History, future weather, sun and season, changes, another loss: 6 steps at once, and 3 and 3."""
+def test_everything_on_resumes_bit_for_bit_and_on_other_ranks(tiny: Store, tiny_scan: object, tmp_path: Path) -> None:
+    """History, future weather, sun and season, changes, another loss, frozen layers: 6 steps at once; 3 and 3; and the
+    last 3 by one rank at another stage."""
     given = ["data.history=[6]", "data.future=[u, v]", "data.derived=[sun, day]", "data.transform={co: log1p}", "ema=0.9"]
-    learnt = ["model.predict=change", "loss.kind=huber", "loss.weights={pm25: 2.0}"]
+    learnt = ["model.predict=change", "loss.kind=huber", "loss.weights={pm25: 2.0}", "freeze=[head.0.*]"]
     everything = [*given, *learnt, "checkpoint.every=3", "validation.every=100"]
-    for name, steps in (("whole", [6]), ("parts", [3, 6])):
+    jobs = {"whole": [(6, 2, "1")], "parts": [(3, 2, "1"), (6, 2, "1")], "elastic": [(3, 2, "1"), (6, 1, "3")]}
+    for name, starts in jobs.items():
         (tmp_path / name).mkdir()
         config = tiny_config(tmp_path / name, tiny.path)
-        for last in steps:
-            done = train(config, *everything, f"steps={last}")
+        for last, ranks, zero in starts:
+            done = train(config, *everything, f"steps={last}", ranks=ranks, zero=zero)
             assert done.returncode == 0, done.stderr
-    whole, parts = (tmp_path / name / "run" for name in ("whole", "parts"))
+    whole, parts, elastic = (tmp_path / name / "run" for name in jobs)
     assert losses(whole) == losses(parts)
     hashes = [manifest(run / "checkpoints" / "step-00000006")["tensors"] for run in (whole, parts)]
     assert hashes[0] == hashes[1]
     assert "analysis_weight" in str(sorted(hashes[0]))
     assert (whole / "analysis_weight.json").exists()
+    require_equal_state(elastic, whole, 6, exact=False)
+    start, end = (load_file(whole / f"checkpoints/step-{step:08d}/weights.safetensors") for step in (3, 6))
+    assert {name for name in start if torch.equal(start[name], end[name])} == {
+        "head.0.weight",
+        "head.0.bias",
+        "blocks.0.attn.H_scale",  # never trained
+    }
 
 
 def test_weights_of_other_channels_are_found_by_their_names(tiny: Store, tmp_path: Path) -> None:
