@@ -21,7 +21,7 @@ setup: .venv/installed
 	touch $@
 
 $(STORE): | .venv/installed
-	$(BIN)/python -m data synthesize $(STORE) --days 180 --grid 32 64 --train 0.6 --validation 0.1
+	$(BIN)/python -m data synthesize $(STORE) --start 2015-04-01 --days 180 --grid 32 64 --train 0.6 --validation 0.1
 
 $(SCAN): | $(STORE)
 	$(BIN)/python -m data wind-scan $(STORE) --out $(SCAN) --regions 8 16

@@ -83,7 +83,7 @@ def show(result: dict[str, Any]) -> None:
             skills += against(s, "against") if "against" in result else []
             table.add_row(name, lead, *values, *skills)
         table.add_section()
-    screen = console(170 if "against" in result else 140)
+    screen = console(190 if "against" in result else 160)
     screen.print(table)
     screen.print(
         "persistence, climatology, mix: their RMSE. skill = 1 - MSE / MSE of that: 1 is perfect, 0 is as good as assuming that "

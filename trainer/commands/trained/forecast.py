@@ -13,7 +13,7 @@ from trainer.commands import add_trained_run
 if TYPE_CHECKING:
     from trainer.forecaster import Forecaster
 
-EXAMPLES = """  python -m trainer forecast runs/demo --time 2015-03-25T06 --out forecast.nc
+EXAMPLES = """  python -m trainer forecast runs/demo --time 2015-08-25T06 --out forecast.nc
   python -m trainer forecast runs/china --from 2018-01-01 --to 2018-12-31 --every 12 --out forecasts.zarr
   torchrun --nproc_per_node 8 -m trainer forecast runs/china --from 2018-01-01 --to 2018-12-31 --out forecasts.zarr
 

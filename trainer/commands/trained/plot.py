@@ -8,7 +8,7 @@ import json
 from data import DataError
 from trainer.commands import add_trained_run
 
-EXAMPLES = "  python -m trainer plot runs/demo --time 2015-03-25T06 --lead 24"
+EXAMPLES = "  python -m trainer plot runs/demo --time 2015-08-25T06 --lead 24"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
