@@ -16,7 +16,8 @@ h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 
 .cards b { display: block; font-size: 1.4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid #e4e8ec; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.first td { border-top: 2px solid #9ab; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; } tr.first td { border-top: 2px solid #9ab; }
 .better { color: #0a6b2d; font-weight: 600; } .worse { color: #b3261e; font-weight: 600; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #456; }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .8rem; }

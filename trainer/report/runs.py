@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -116,4 +117,14 @@ def write(figure: Figure, out: Path) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, dpi=DPI)
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE).save(out, optimize=True)
+
+
+@lru_cache(maxsize=1)
+def _palette() -> Image.Image:
+    """The colours that are drawn: those of the colour maps, of lines, and greys."""
+    counts = {"viridis": 96, "RdBu_r": 96, "tab20": 20, "tab10": 10, "gray": 34}
+    colours = [matplotlib.colormaps[name](np.linspace(0.0, 1.0, count))[:, :3] for name, count in counts.items()]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255.0 * np.concatenate(colours)).round().astype("u1").tobytes())
+    return palette
