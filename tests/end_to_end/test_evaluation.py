@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from data.wind_scan.cache import ScanCache
 from tests.launching import module, ranks_of, run, tiny_config, train
 from trainer.dataset import open_climatology
 from trainer.forecaster import Forecaster, load_forecaster
+from trainer.report.page import page
+from trainer.scores.errors import ErrorSums, normalised_loss
 from trainer.verification import evaluation, pieces
 from trainer.verification.evaluation import Evaluation, Options, evaluate
 
@@ -43,6 +46,24 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "SMALLEST", 16)
 
 
+def test_on_another_device_the_scores_are_made_on_the_host(forecaster: Forecaster) -> None:
+    """What is summed up comes back as numpy arrays; what it is compared with may still lie on a GPU ("meta" stands for one)."""
+    sums = ErrorSums(6, [6, 12], torch.device("cpu"))
+    normalizer = SimpleNamespace(target_std=forecaster.dataset.normalizer.target_std.double())
+    expected = normalised_loss(sums, normalizer)  # type: ignore[arg-type]
+    assert np.isnan(expected)
+    moved: list[torch.device] = []
+
+    class Elsewhere(torch.Tensor):
+        def to(self, device: torch.device) -> torch.Tensor:
+            moved.append(device)
+            return torch.ones(6)
+
+    elsewhere = SimpleNamespace(target_std=normalizer.target_std.as_subclass(Elsewhere))
+    normalised_loss(sums, elsewhere)  # type: ignore[arg-type]
+    assert moved == [torch.device("cpu")]
+
+
 def on_ranks(count: int, forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     """What rank 0 has after the others have done their share."""
     monkeypatch.setenv("WORLD_SIZE", str(count))
@@ -51,6 +72,8 @@ def on_ranks(count: int, forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch
         done = evaluate(forecaster, Options())
         assert (done is None) == (rank > 0)
     assert done is not None
+    assert (done.parts / "0000.npz").exists()
+    pieces.discard(done.parts)
     return done
 
 
@@ -62,7 +85,7 @@ def test_one_two_and_four_ranks_give_the_same(forecaster: Forecaster, monkeypatc
         np.testing.assert_array_equal(values, four.maps[name])
     assert one.scores["daily"]["days"] > 0
     assert set(one.scores["regions"]) >= {"plains", "slopes"}
-    assert not list(forecaster.run.run_dir.glob("evaluation-*.parts"))
+    assert not list(forecaster.run.run_dir.glob("evaluation-*.parts/*"))
 
 
 @pytest.mark.usefixtures("small")
@@ -85,6 +108,14 @@ def test_an_interrupted_one_goes_on_where_it_was(forecaster: Forecaster, monkeyp
     again = on_ranks(1, forecaster, monkeypatch)
     assert again.scores == whole.scores
     assert len(made) > 3
+
+
+def test_a_forecast_that_is_not_finite_is_an_error(trained: Path) -> None:
+    broken = load_forecaster(trained)
+    with torch.no_grad():
+        broken.model.norm.bias[0] = torch.nan
+    with pytest.raises(DataError, match="is not finite"):
+        evaluate(broken, Options(samples=4))
 
 
 @pytest.mark.usefixtures("small")
@@ -170,9 +201,23 @@ def test_the_report_is_one_small_file_with_everything_in_it(report: Path) -> Non
         for lead, s in leads.items():
             row = next(line for line in text.splitlines() if f"<td>{name} {lead}</td><td>{s['rmse']:.2f}</td>" in line)
             assert f">{s['skill']:+.2f}<" in row
-            assert ('class="better"' in row) == any(s[f"{k}_low"] > 0 for k in ("skill", "climatology_skill", "mix_skill"))
+            assert not re.search(r'class="(better|worse)"', row)  # four days: no interval is known
     for fingerprint in scores["fingerprints"].values():
         assert fingerprint in text
+
+
+def test_only_an_interval_without_0_is_coloured(report: Path) -> None:
+    scores = json.loads((report.parent / "evaluation-test.json").read_text())
+    for lead, low, high in (("6h", 0.1, 0.3), ("12h", -0.1, 0.3)):
+        for baseline in ("skill", "climatology_skill", "mix_skill"):
+            scores["scores"]["co"][lead] |= {f"{baseline}_low": low, f"{baseline}_high": high}
+    scores["scores"]["co"]["12h"] |= {"mix_skill_low": -0.3, "mix_skill_high": -0.1}
+    lines = page("run", scores, "", [], {}).splitlines()
+    first, second = (next(line for line in lines if f"<td>co {lead}</td>" in line) for lead in ("6h", "12h"))
+    assert first.count('class="better"') == 3
+    assert 'class="worse"' not in first
+    assert second.count('class="worse"') == 1
+    assert 'class="better"' not in second
 
 
 def test_a_report_of_scores_of_another_step_is_refused(report: Path) -> None:
@@ -182,7 +227,7 @@ def test_a_report_of_scores_of_another_step_is_refused(report: Path) -> None:
     try:
         done = module("trainer", "report", str(report.parent))
         assert done.returncode == 2
-        assert "differs in step or data: evaluate again" in done.stderr
+        assert "differs in step, weights or data: evaluate again" in done.stderr
         done = module("trainer", "report", str(report.parent), "--split", "validation")
         assert "evaluate" in done.stderr
         assert "--split validation` first" in done.stderr
@@ -244,8 +289,8 @@ def test_forecasts_of_another_shape_are_compared_at_their_valid_times(
         {
             "pm2p5": (dims, fields["pm25"] / 1000.0, {"units": "mg m-3"}),
             "go3": (dims, ratio, {"units": "kg kg-1"}),
-            "sp": (dims, psfc, {"units": "Pa"}),
-            "t2m": (dims, temp, {"units": "K"}),
+            "sp": (dims, psfc / 100.0, {"units": "hPa"}),
+            "t2m": (dims, temp - 273.15, {"units": "degC"}),
             **{name: (dims, fields[name], {"units": "ug m-3"}) for name in ("pm10", "so2", "no2", "co")},
         },
         {"valid_time": store.times[hours].astype("datetime64[ns]"), "latitude": store.lat, "longitude": store.lon},

@@ -144,6 +144,20 @@ def test_what_is_no_measurement_is_left_out_and_counted(
         assert np.isnan(own[times == pd.Timestamp(table.loc[row, "time"])]).all()
 
 
+def test_values_within_an_hour_are_averaged_and_codes_keep_their_zeros(tiny: Store, hours: np.ndarray, tmp_path: Path) -> None:
+    time = times_of(tiny, hours)[3]
+    rows = [
+        (time + pd.Timedelta(minute, "m"), "0012", "PM2.5", value, "ug m-3") for minute, value in ((0, 10), (15, 20), (30, 60))
+    ]
+    pd.DataFrame(rows, columns=["time", "station", "pollutant", "value", "unit"]).to_csv(tmp_path / "x.csv", index=False)
+    (tmp_path / "list.csv").write_text(f"code,lat,lon\n0012,{tiny.lat[8]},{tiny.lon[20]}\n")
+    found = read([tmp_path / "x.csv"], tmp_path / "list.csv", tiny, TARGETS, hours)
+    assert found.stations == ["0012"]
+    assert found.at(hours[[3]])[0, 0, 0] == pytest.approx(30.0)
+    assert found.counted["averaged within hours"] == 2
+    assert found.counted["contradictory"] == 0
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_path: Path, tiny_scan: ScanCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")

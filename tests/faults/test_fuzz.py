@@ -128,6 +128,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
         "samples": 3,
         "period": ["a", "b"],
         "baseline": "persistence",
+        "weather": "of the analysis",
         "scores": scores,
         "step": 2,
     }

@@ -116,3 +116,25 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts_and_ignores_missing_targets() 
     torch.testing.assert_close(whole, parts.mean(0))
     target[1, 2] = 1e6
     torch.testing.assert_close(weighted_loss(forecast, target, weight), whole)
+
+
+def test_a_few_days_have_no_interval_and_are_no_reason_to_fail() -> None:
+    """One lead time on two days of forty: its interval is not known, that of the other one is."""
+    rng = np.random.default_rng(5)
+    day = np.repeat(np.arange(40), 2)
+    lead = np.where((np.arange(80) % 2 == 1) & (day < 2), 24, 12)
+    forecast, truth, before = (torch.from_numpy(a) for a in rng.normal(10, 3, (3, 80, 1, 2, 2)))
+    sums = ErrorSums(1, [12, 24], torch.device("cpu"), blocks=40)
+    sums.add(forecast, truth, {"persistence": before}, torch.ones(2, 2), torch.from_numpy(lead), torch.from_numpy(day))
+    bounds = sums.intervals()
+    for end in ("skill_low", "skill_high"):
+        assert torch.isfinite(bounds[end][0, 0])
+        assert torch.isnan(bounds[end][0, 1])
+
+
+def test_a_forecast_that_is_not_finite_shows_in_the_scores() -> None:
+    sums = ErrorSums(1, [12], torch.device("cpu"))
+    forecast, truth = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    forecast[0, 0, 1, 1] = torch.nan
+    sums.add(forecast, truth, {"persistence": truth}, torch.ones(2, 2), torch.tensor([12]))
+    assert torch.isnan(sums.table()["rmse"]).all()

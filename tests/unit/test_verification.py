@@ -114,7 +114,8 @@ def test_a_day_is_scored_once_all_its_hours_are_there() -> None:
     weights = torch.from_numpy(rng.random((2, *grid)))
     limits = of_days(LIMITS, targets)
     assert {limit.averaging for limit in limits if limit.pollutant == "o3"} == {"8 h"}
-    ours = Days(targets, leads, weights, 2, limits, INDICES)
+    means = torch.tensor([90.0, 80.0, 70.0])[:, None, None]
+    ours = Days(targets, leads, weights, 2, limits, INDICES, means)
     for day in range(2):
         for hour in rng.permutation(24):
             for row, lead in enumerate(leads):
@@ -129,11 +130,12 @@ def test_a_day_is_scored_once_all_its_hours_are_there() -> None:
     for row in range(2):
         of_lead = [(day, r) for day, r in complete if r == row]
         area = weights[1].numpy()
-        squares = sum(
-            area[c] * (daily(0, d, r, 0, c) - daily(2, d, r, 0, c)) ** 2 for d, r in of_lead for c in np.ndindex(grid)
-        )
-        rmse = ours.errors.table(1)["rmse"][0, row]
-        assert float(rmse) == pytest.approx(math.sqrt(squares / (len(of_lead) * area.sum())), rel=1e-6)
+        pairs = [(area[c], daily(0, d, r, 0, c), daily(2, d, r, 0, c)) for d, r in of_lead for c in np.ndindex(grid)]
+        a, f, t = np.array(pairs).T
+        scores = ours.errors.table(1)
+        assert float(scores["rmse"][0, row]) == pytest.approx(math.sqrt((a * (f - t) ** 2).sum() / a.sum()), rel=1e-6)
+        agreement = 1 - (a * (f - t) ** 2).sum() / (a * (abs(f - 90) + abs(t - 90)) ** 2).sum()
+        assert float(scores["ioa"][0, row]) == pytest.approx(agreement, rel=1e-6)
         for number, limit in enumerate(limits):
             target = targets.index(limit.pollutant)
             hits = sum(
@@ -190,6 +192,14 @@ def test_what_is_unknown_does_not_show_in_a_spectrum(tiny: Store) -> None:
     torch.testing.assert_close(spectra.of(field, known), spectra.of(other, known))
 
 
+def _square(store: Store, row: int, column: int) -> dict:
+    """Around two by two cells."""
+    south, north = store.lat[row + 1] - 0.1, store.lat[row] + 0.1
+    west, east = store.lon[column] - 0.1, store.lon[column + 1] + 0.1
+    corners = ((west, south), (east, south), (east, north), (west, north), (west, south))
+    return {"type": "Polygon", "coordinates": [[[float(x), float(y)] for x, y in corners]]}
+
+
 def test_regions_are_bands_of_height_or_named_polygons(tiny: Store, tmp_path: Path) -> None:
     found = regions_of(tiny, None)
     height, inside = tiny.static["elevation"], tiny.static["domain_mask"] > 0
@@ -210,6 +220,11 @@ def test_regions_are_bands_of_height_or_named_polygons(tiny: Store, tmp_path: Pa
     expected = np.zeros(tiny.grid, bool)
     expected[2:5, 3:7] = True
     assert (regions_of(tiny, write("basin", polygon))["basin"] == (expected & inside)).all()
+    two = [{"type": "Feature", "properties": {"name": "both"}, "geometry": g} for g in (polygon, _square(tiny, 10, 12))]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": two}))
+    both = expected.copy()
+    both[10:12, 12:14] = True
+    assert (regions_of(tiny, path)["both"] == (both & inside)).all()
     far = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}
     for name, geometry, said in (
         ("far", far, "no cell"),

@@ -20,6 +20,7 @@ LEADS = ("prediction_timedelta", "step", "lead_time", "forecast_period", "leadti
 STARTS = ("time", "forecast_reference_time", "reference_time", "init_time")
 VALID = ("valid_time", "time")
 AXES = {"latitude": "lat", "longitude": "lon"}
+AIR = {"psfc": "Pa", "temp": "K"}  # what a mixing ratio needs, in which units
 KEPT_FIELDS = 64
 
 
@@ -94,17 +95,28 @@ class Against:
         units = str(self._file[found].attrs.get("units", ""))
         if mass_mixing_ratio(units, name) is None:
             conversion(units, "ug m-3", f"--against {self.path}: '{found}'")
-        elif not {"psfc", "temp"} <= self._air.keys():
+        elif AIR.keys() <= self._air.keys():
+            for of in AIR:
+                self._to_ours(self._file[self._air[of]], of)
+        else:
             raise DataError(
                 f"--against {self.path}: '{found}' is a mixing ratio ({units}), which needs the pressure and temperature of "
                 "the ground in the same file, as sp and t2m."
             )
         return found
 
+    def _of_the_air(self, at: xr.Dataset, name: str) -> np.ndarray:
+        field = at[self._air[name]].transpose("lat", "lon")
+        factor, offset = self._to_ours(field, name)
+        return np.asarray(field, "f8") * factor + offset
+
+    def _to_ours(self, field: xr.DataArray, name: str) -> tuple[float, float]:
+        return conversion(str(field.attrs.get("units", "")), AIR[name], f"--against {self.path}: '{field.name}'")
+
     @property
     def _air(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        for name in ("psfc", "temp"):
+        for name in AIR:
             spellings = [spelling for fields in SOURCES.values() for spelling in fields[name].spellings]
             found.update((name, spelling) for spelling in spellings if spelling in self._file)
         return found
@@ -120,8 +132,7 @@ class Against:
         units, values = str(field.attrs["units"]), np.asarray(field, "f8")
         ratio = mass_mixing_ratio(units, name)
         if ratio is not None:
-            psfc, temp = (np.asarray(at[self._air[of]].transpose("lat", "lon"), "f8") for of in ("psfc", "temp"))
-            values = concentration(values * ratio, psfc, temp)
+            values = concentration(values * ratio, *(self._of_the_air(at, of) for of in AIR))
         else:
             factor, offset = conversion(units, "ug m-3", found)
             values = values * factor + offset

@@ -81,7 +81,8 @@ def _cards(evaluation: dict[str, Any]) -> str:
         known = [s for s in cells if s[kind] is not None]
         if known:
             mean = sum(s[kind] for s in known) / len(known)
-            better, worse = sum(s[f"{kind}_low"] > 0 for s in known), sum(s[f"{kind}_high"] < 0 for s in known)
+            better = sum((s[f"{kind}_low"] or 0) > 0 for s in known)
+            worse = sum((s[f"{kind}_high"] or 0) < 0 for s in known)
             counts = f"better in {better}, worse in {worse} of {len(known)}"
             cards.append(f"<div>mean skill against {baseline}<b>{mean:+.3f}</b>{counts}</div>")
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -107,6 +108,8 @@ def _scores(evaluation: dict[str, Any]) -> str:
 def _skill(s: dict[str, Any], kind: str) -> str:
     if s[kind] is None:
         return "<td>-</td>"
+    if s[f"{kind}_low"] is None:
+        return f"<td>{s[kind]:+.2f}</td>"
     style = "better" if s[f"{kind}_low"] > 0 else "worse" if s[f"{kind}_high"] < 0 else "even"
     between = f"{s[f'{kind}_low']:+.2f} to {s[f'{kind}_high']:+.2f}"
     return f'<td class="{style}" title="{between}">{s[kind]:+.2f}<small> ({between})</small></td>'

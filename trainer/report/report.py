@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data import DataError
-from trainer.forecaster import Forecaster, hour_of
+from trainer.forecaster import Forecaster, given_weather, hour_of
 from trainer.report import runs, scores
 from trainer.report.page import page
 from trainer.scores.comparison import read_evaluation
@@ -43,9 +44,12 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
         raise DataError(f"{source} is not there. Run `python -m trainer evaluate {run_dir} --split {split}` first.")
     evaluation = read_evaluation(source)
     maps = _maps(source, evaluation)
-    if evaluation["step"] != forecaster.manifest.step or evaluation["fingerprints"] != forecaster.dataset.fingerprints():
+    weights = "their running mean" if forecaster.averaged else "as trained"
+    scored = [evaluation["step"], evaluation.get("weights"), evaluation["fingerprints"]]
+    if scored != [forecaster.manifest.step, weights, forecaster.dataset.fingerprints()]:
         raise DataError(
-            f"{source} is of step {evaluation['step']}; {forecaster.checkpoint.name} differs in step or data: evaluate again."
+            f"{source} is of step {evaluation['step']}, {evaluation.get('weights')}; {forecaster.checkpoint.name} differs in "
+            "step, weights or data: evaluate again."
         )
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
@@ -61,7 +65,8 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
     for kind, title in (("rmse", "Maps of RMSE"), ("skill", "Maps of skill against persistence")):
         caption = "Coastlines black, 1,500 and 3,500 m grey lines; grey: not scored."
         scores.plot_maps(evaluation, maps, store, kind, picture(f"map-{kind}", title, caption))
-    for case in evaluation["cases"]:
+    same_weather = evaluation["weather"] == given_weather(forecaster)  # a case of --future-from is not drawn with another
+    for case in evaluation["cases"] if same_weather else []:
         lead, which = case["lead_hours"], case["which"]
         caption = f"The {which} of all {lead} h forecasts by squared error: from {case['analysis']}, UTC."
         title = f"{which.capitalize()} forecast"
@@ -78,7 +83,7 @@ def _maps(source: Path, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("rmse", "skill")}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): evaluate the run again.") from error
 
 

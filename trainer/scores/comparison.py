@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.checkpoint.manifest import CheckpointError, read_json
 
-COMPARABLE = ("fingerprints", "split", "samples", "period", "baseline")
+COMPARABLE = ("fingerprints", "split", "samples", "period", "baseline", "weather")
 
 
 def read_comparable(paths: list[Path]) -> list[dict[str, Any]]:

@@ -33,6 +33,9 @@ def weighted_loss(forecast: Tensor, target: Tensor, weight: Tensor, kind: str = 
     return (weight * each).mean(dim=(0, 2, 3))
 
 
+FEWEST = 5  # blocks that an interval is said of
+
+
 class ErrorSums:
     """Weighted sums of errors per (variable, lead time, region, block); fp64, so that any order of batches agrees.
 
@@ -85,7 +88,7 @@ class ErrorSums:
             block: (B,) int64, in which block each sample lies; by default in the first.
             reference: (T, 1, 1) about which the index of agreement is taken.
         """
-        known = torch.isfinite(truth) & torch.isfinite(forecast)
+        known = torch.isfinite(truth)  # a forecast that is not finite must show
         truth, forecast = truth.double(), forecast.double()
         error = torch.where(known, forecast - truth, 0.0)
         truth, forecast = (torch.where(known, field, 0.0) for field in (truth, forecast))
@@ -163,7 +166,7 @@ class ErrorSums:
 
     def intervals(self, region: int = 0, resamples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
         """(T, L) fp64 each: SKILL_low and SKILL_high of every baseline, the 2.5 and 97.5 % quantile of the skill when blocks
-        are drawn with replacement (Efron 1979). NaN where no cell was comparable."""
+        are drawn with replacement (Efron 1979). NaN where fewer than FEWEST blocks can be compared."""
         found = {}
         for name in self.baselines:
             ours, theirs = (self.sums[self.kinds.index(f"{name}_{part}"), :, :, region] for part in ("forecast", "squared"))
@@ -178,7 +181,8 @@ class ErrorSums:
             sums = [torch.einsum("rb,tlb->tlr", times, part[:, :, there]) for part in (ours, theirs)]
             skill = 1.0 - sums[0] / sums[1]
             for end, share in (("low", 0.025), ("high", 0.975)):
-                found[f"{_skill(name)}_{end}"] = torch.quantile(skill, share, -1)
+                quantile = torch.nanquantile(skill, share, -1)  # a draw may hold none of the blocks of one lead time
+                found[f"{_skill(name)}_{end}"] = quantile.masked_fill((theirs > 0).sum(-1) < FEWEST, torch.nan)
         return found
 
 
@@ -189,4 +193,5 @@ def _skill(baseline: str) -> str:
 def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
     """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
     squared, weight = (sums.sums[sums.kinds.index(kind), :, :, 0].sum((1, 2)) for kind in ("squared", "weight"))
-    return float((squared / weight / normalizer.target_std.flatten().double() ** 2).mean())
+    deviation = normalizer.target_std.flatten().double().to(weight.device)
+    return float((squared / weight / deviation**2).mean())

@@ -48,14 +48,16 @@ class Days:
         days: int,
         limits: Sequence[Limit],
         indices: Sequence[Index],
+        reference: Tensor | float = 0.0,
     ) -> None:
         """
         Args:
             weights: (R, H, W), of the domain first.
             limits: of daily values, each of a target.
+            reference: (T, 1, 1) about which the index of agreement is taken; of ozone, too, a mean of hours.
         """
         self.targets, self.lead_hours, self.weights = targets, lead_hours, weights.double()
-        self.limits, self.indices = list(limits), list(indices)
+        self.limits, self.indices, self._reference = list(limits), list(indices), reference
         leads, regions, device = len(lead_hours), len(weights), weights.device
         self.errors = ErrorSums(len(targets), lead_hours, device, ("persistence",), regions, days)
 
@@ -92,7 +94,8 @@ class Days:
         daily = {name: self._daily(hours.masked_fill_(torch.isnan(truth), torch.nan)) for name, hours in self._hours.items()}
         leads = torch.tensor(self.lead_hours, device=truth.device)
         block = torch.full_like(leads, self._day)
-        self.errors.add(daily["forecast"], daily["truth"], {"persistence": daily["persistence"]}, self.weights, leads, block)
+        unchanged = {"persistence": daily["persistence"]}
+        self.errors.add(daily["forecast"], daily["truth"], unchanged, self.weights, leads, block, self._reference)
         places = [self.targets.index(limit.pollutant) for limit in self.limits]
         values = torch.tensor([limit.value for limit in self.limits], dtype=torch.float64, device=truth.device)
         for system, name in enumerate(SYSTEMS):

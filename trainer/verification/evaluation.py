@@ -26,6 +26,7 @@ from trainer.verification import pieces
 from trainer.verification.given import stations
 from trainer.verification.given.regions import regions_of
 from trainer.verification.given.weather import forecast_weather, has_weather
+from trainer.verification.standards import FILE
 from trainer.verification.summary import maps, summary
 from trainer.verification.tally import Setting, tally
 
@@ -50,6 +51,7 @@ class Options:
 class Evaluation:
     scores: dict[str, Any]  # JSON values
     maps: dict[str, np.ndarray]  # (T, L, H, W) each
+    parts: Path  # the pieces, of no use once the others are written
 
 
 def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
@@ -89,6 +91,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     about = {
         "checkpoint": str(forecaster.checkpoint),
         "step": forecaster.manifest.step,
+        "weights": "their running mean" if forecaster.averaged else "as trained",
         "fingerprints": dataset.fingerprints(),
         "split": options.split,
         "samples": len(numbers),
@@ -99,7 +102,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     against = setting.baselines.get("against")
     if isinstance(against, Against):
         about["against"] = against.described()
-    return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums))
+    return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums), folder)
 
 
 def setting_of(forecaster: Forecaster, index: SampleIndex, options: Options) -> tuple[Setting, np.ndarray, np.ndarray]:
@@ -163,11 +166,19 @@ def _against(forecaster: Forecaster, path: Path, index: SampleIndex, numbers: np
 
 def _identity(forecaster: Forecaster, options: Options, setting: Setting, numbers: np.ndarray, parts: list[slice]) -> str:
     regions = None if options.regions is None else hashlib.sha256(options.regions.read_bytes()).hexdigest()
-    against = None if options.against is None else [str(options.against.absolute()), options.against.stat().st_mtime_ns]
-    observed = setting.stations and hashlib.sha256(setting.stations.values.tobytes()).hexdigest()
+    against = None
+    if options.against is not None:
+        files = [options.against, *options.against.rglob("*")]
+        against = [str(options.against.absolute()), max(file.stat().st_mtime_ns for file in files)]
+    observed = None
+    if setting.stations is not None:
+        arrays = (setting.stations.values, setting.stations.rows, setting.stations.columns)
+        observed = [setting.stations.first, *(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)]
     return pieces.identity(
         {
             "version": VERSION,
+            "standards": hashlib.sha256(FILE.read_bytes()).hexdigest(),
+            "run": forecaster.run.model_dump(mode="json"),
             "weights": {name: record.sha256 for name, record in forecaster.manifest.files.items()},
             "averaged": forecaster.averaged,
             "fingerprints": forecaster.dataset.fingerprints(),

@@ -11,7 +11,9 @@ import os
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def share(folder: Path, count: int, work: Callable[[int], Sums]) -> Iterator[int
 
 
 def merged(folder: Path, count: int) -> Sums:
-    """The sums of all pieces, once the last is there; their files are then removed.
+    """The sums of all pieces, once the last is there.
 
     Raises:
         DataError: a piece does not come, or is damaged.
@@ -73,11 +75,17 @@ def merged(folder: Path, count: int) -> Sums:
         try:
             with np.load(path, allow_pickle=False) as file:
                 part = {name: file[name] for name in file.files}
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, OSError) as error:
             raise DataError(f"{path} is damaged ({error}). Remove it: it is made again.") from error
         total = {name: values + total[name] if total else values for name, values in part.items()}
-    shutil.rmtree(folder.parent)  # also what was left of evaluations that were never finished
     return total
+
+
+def discard(folder: Path) -> None:
+    """Remove the pieces, once what they make has been written."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others, of evaluations that go on or were never finished, stay
+        folder.parent.rmdir()
 
 
 def identity(described: dict[str, Any]) -> str:

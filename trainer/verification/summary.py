@@ -217,7 +217,7 @@ def _diurnal(setting: Setting, sums: np.ndarray) -> dict[str, Any]:
 
 def _cases(setting: Setting, losses: np.ndarray, t: np.ndarray, lead: np.ndarray) -> list[dict[str, Any]]:
     """Best, median and worst forecast of the lead time nearest to 24 h, by the squared error in normalised units."""
-    chosen = min(setting.lead_hours, key=lambda hours: abs(hours - 24))
+    chosen = min(set(lead.tolist()), key=lambda hours: abs(hours - 24))
     among = np.flatnonzero(lead == chosen)
     order = among[np.argsort(losses[among], kind="stable")]
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}

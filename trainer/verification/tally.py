@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import DataError
 from data.batch import Batch
 from trainer.dataset import Dataset
 from trainer.scores.errors import ErrorSums
@@ -85,7 +86,11 @@ class Tally:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.errors = ErrorSums(targets, setting.lead_hours, device, tuple(setting.baselines), regions, setting.days)
-        self._days = Days(setting.targets, setting.lead_hours, setting.weights, setting.days, setting.limits, setting.indices)
+        statistics = setting.dataset.normalizer.statistics
+        means = [statistics[name]["mean"] for name in setting.targets]
+        self._reference = torch.tensor(means, dtype=torch.float64, device=device)[:, None, None]
+        judged = (setting.limits, setting.indices, self._reference)
+        self._days = Days(setting.targets, setting.lead_hours, setting.weights, setting.days, *judged)
         self.sums = {
             "errors": self.errors.sums,
             **self._days.sums,
@@ -99,9 +104,6 @@ class Tally:
         self._at_stations = ErrorSums(targets, setting.lead_hours, device, AT_STATIONS, 1, setting.days)
         if setting.stations is not None:
             self.sums["stations"] = self._at_stations.sums
-        statistics = setting.dataset.normalizer.statistics
-        means = [statistics[name]["mean"] for name in setting.targets]
-        self._reference = torch.tensor(means, dtype=torch.float64, device=device)[:, None, None]
 
     def add(self, batch: Batch, forecast: Tensor, numbers: np.ndarray) -> None:
         """Add the counted samples of a batch, one local day after the other.
@@ -124,7 +126,7 @@ class Tally:
         diurnal = torch.stack([of_kind[kind] for kind in ("weight", "error", "truth", "forecast")])
         scaled = of_kind["squared"][..., 0] / of_kind["weight"][..., 0].clamp(min=1e-30)
         case_loss = (scaled / normalizer.target_std.flatten().double() ** 2).mean(1)
-        known = torch.isfinite(truth)
+        known = torch.isfinite(truth) & (setting.weights[0] > 0)
         spectra = torch.stack([setting.spectra.of(fields, known) for fields in (truth, forecast)]).double()
         maps = self._maps(forecast, truth, baselines["persistence"])
         for slot in np.flatnonzero(batch.counted.cpu().numpy()):
@@ -178,6 +180,12 @@ def tally(
     for raw in batches:
         batch, _, arguments = dataset.prepare(raw)
         forecast = dataset.normalizer.physical(model(*arguments).float())
+        if not torch.isfinite(forecast).all():
+            times = dataset.store.times[batch.hours]
+            raise DataError(
+                f"a forecast from {times.min()} to {times.max()} is not finite: the weights are, or the network overflows. "
+                "Evaluate an earlier checkpoint with --checkpoint."
+            )
         places = numbers[np.arange(batch.position, batch.position + len(batch.hours)) % len(numbers)]
         sums.add(batch, forecast, places)
     return sums.finished()

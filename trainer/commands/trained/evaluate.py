@@ -18,7 +18,7 @@ EXAMPLES = """  python -m trainer evaluate runs/demo --split test
   python -m trainer evaluate runs/china --stations cnemc/2018 --station-list stations.csv
   python -m trainer evaluate runs/china --against cams.nc --regions provinces.geojson
   torchrun --nproc_per_node 8 -m trainer evaluate runs/china --regions provinces.geojson
-  deepspeed --num_gpus 8 --module trainer evaluate runs/china"""
+  deepspeed --num_gpus 8 --no_local_rank --module trainer evaluate runs/china"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--station-list", type=Path, metavar="CSV", help="codes, latitudes and longitudes of the stations")
     add("--future-from", type=Path, metavar="STORE", help="forecast weather, where the run is given that of the valid time")
     add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
-    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
     from trainer.forecaster import load_forecaster
     from trainer.verification.evaluation import Options, evaluate
+    from trainer.verification.pieces import discard
 
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     observed = (tuple(options.stations), options.station_list)
@@ -56,8 +56,9 @@ def run(options: argparse.Namespace) -> None:
     if done is None:
         return
     path = options.run_dir / f"evaluation-{options.split}.json"
-    path.write_text(json.dumps(done.scores, indent=1))
     np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **done.maps)
+    path.write_text(json.dumps(done.scores, indent=1))
+    discard(done.parts)
     show(done.scores)
     print(f"wrote {path}")
 
@@ -128,5 +129,7 @@ def against(scores: dict[str, Any], baseline: str) -> list[str]:
     rmse, skill, low, high = (scores[key] for key in (f"{baseline}_rmse", kind, f"{kind}_low", f"{kind}_high"))
     if skill is None:
         return ["-", "-", "-"]
+    if low is None or high is None:
+        return [f"{rmse:.2f}", f"{skill:+.3f}", "-"]
     style = "green" if low > 0 else "red" if high < 0 else "default"
     return [f"{rmse:.2f}", f"[{style}]{skill:+.3f}[/]", f"{low:+.2f} .. {high:+.2f}"]

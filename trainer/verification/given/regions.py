@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ def regions_of(store: Store, polygons: Path | None) -> dict[str, np.ndarray]:
 def _polygons(path: Path) -> dict[str, shapely.Geometry]:
     tree = parse_json(path.read_text(encoding="utf-8"), str(path))
     try:
-        named = {str(feature["properties"]["name"]): feature["geometry"] for feature in tree["features"]}
-        polygons = {name: shapely.from_geojson(_as_text(geometry)) for name, geometry in named.items()}
+        polygons: dict[str, shapely.Geometry] = {}
+        for feature in tree["features"]:  # a mainland and its islands may be features of one name
+            name, part = str(feature["properties"]["name"]), shapely.from_geojson(json.dumps(feature["geometry"]))
+            polygons[name] = shapely.union(polygons[name], part) if name in polygons else part
     except (shapely.errors.ShapelyError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is not a GeoJSON FeatureCollection of polygons, each with a property 'name' ({str(error)[:100]})."
@@ -47,9 +50,3 @@ def _polygons(path: Path) -> dict[str, shapely.Geometry]:
     if not polygons or "domain" in polygons:
         raise DataError(f"{path} must hold at least one polygon, and none of the name 'domain', which is everything.")
     return polygons
-
-
-def _as_text(geometry: object) -> str:
-    import json
-
-    return json.dumps(geometry)

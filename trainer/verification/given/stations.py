@@ -84,7 +84,7 @@ def read(files: list[Path], list_file: Path | None, store: Store, targets: list[
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype={"station": str, "date": str}, low_memory=False)
+        table = pd.read_csv(path, dtype=str)  # or codes would lose their leading zeros
     except (OSError, ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{path} cannot be read as CSV: {str(error)[:200]}.") from error
     return table
@@ -144,7 +144,7 @@ def _long(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     for kind in kinds[pollutant.notna()].unique():
         name, unit = kind.split("|", 1)
         factors[kind] = _factor(name, unit, path)
-    return table.assign(time=time.dt.floor("h"), value=value * kinds.map(factors))
+    return table.assign(time=time, value=value * kinds.map(factors))
 
 
 def _factor(name: str, unit: str, path: Path) -> float:
@@ -167,6 +167,10 @@ def _clean(values: pd.DataFrame, counted: dict[str, int]) -> pd.DataFrame:
     keep(values["value"] >= 0.0, "negative")
     keep(~values.duplicated(), "duplicates")
     keep(~values.duplicated(["time", "station", "pollutant"], keep=False), "contradictory")
+    # Several values within an hour are its mean.
+    values = values.assign(time=values["time"].dt.floor("h"))
+    found, values = len(values), values.groupby(["time", "station", "pollutant"], as_index=False)["value"].mean()
+    counted["averaged within hours"] = found - len(values)
     values = values.sort_values(["pollutant", "station", "time"], ignore_index=True)
     keys = values[["pollutant", "station", "value"]]
     begins = (keys != keys.shift()).any(axis=1) | (values["time"].diff() != pd.Timedelta(1, "h"))

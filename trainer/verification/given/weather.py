@@ -43,10 +43,9 @@ def has_weather(dataset: Dataset, later: Store, valid: np.ndarray) -> np.ndarray
     """
     hours = valid - hours_between(dataset.store, later)
     there = (hours >= 0) & (hours < len(later.times))
-    for read in dataset.normalizer.reads:
-        if read.back is None:
-            present = np.less(later.missing[read.group], 1.0).any(1)
-            there &= present[np.clip(hours, 0, len(present) - 1)]
+    for name in dataset.run.data.future:
+        present = np.less(later.missing[later.contents.group(name)][:, later.contents.channel(name)], 1.0)
+        there &= present[np.clip(hours, 0, len(present) - 1)]
     if not there.any():
         raise DataError(
             f"{later.path} spans {later.times[0]} to {later.times[-1]}: no valid time of the evaluation is among them."
