@@ -97,6 +97,7 @@ def test_f36_results_on_other_data_scans_or_samples_are_not_compared(
         "period": ["2015", "2016"],
         "loss": 0.5,
         "baseline": "persistence",
+        "weather": "of the analysis",
         "scores": {"pm25": {"24h": {"units": "ug m-3", "rmse": 3.0, "skill": 0.2}}},
     }
     (tmp_path / "one.json").write_text(json.dumps(one))

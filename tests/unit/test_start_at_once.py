@@ -18,7 +18,8 @@ from trainer.__main__ import COMMANDS as TRAINER
 HEAVY = {"torch", "deepspeed", "xarray", "zarr", "matplotlib", "timm", "torchvision", "pandas", "dask", "scipy", "tensorboard"}
 CONFIG = "launch/configs/demo.yaml"
 EVALUATION = {
-    "fingerprints": {}, "split": "test", "samples": 3, "period": ["a", "b"], "baseline": "persistence", "step": 2,
+    "fingerprints": {}, "split": "test", "samples": 3, "period": ["a", "b"], "baseline": "persistence",
+    "weather": "of the analysis", "step": 2,
     "scores": {"pm25": {"6h": {"units": "ug m-3", "rmse": 1.0, "skill": 0.1}}},
 }  # fmt: skip
 
