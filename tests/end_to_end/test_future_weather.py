@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from data import DataError
+from data.store.layout import Store
 from data.store.opening import open_store
 from data.store.reader import ShardReader
 from data.synthetic.recipe import Recipe
@@ -19,6 +21,7 @@ from tests.conftest import TINY
 from tests.launching import module, tiny_config, train
 from trainer.forecaster import load_forecaster
 from trainer.verification.evaluation import Options, evaluate
+from trainer.verification.given.weather import has_weather
 
 OTHER = Recipe(days=12, rows=16, cols=32, seed=8, missing=0.0, shard_hours=24, train=0.6, validation=0.2, start="2015-01-04")
 
@@ -64,6 +67,21 @@ def test_each_sample_is_given_the_hour_that_it_is_valid_at(trained: Path, weathe
     assert torch.equal(batch.fields["weather@+lead"], torch.from_numpy(expected))
     own = ShardReader(dataset.store, "weather").read(index.t[[number]])
     assert torch.equal(batch.fields["weather"].nan_to_num(-9.0), torch.from_numpy(own).nan_to_num(-9.0))
+
+
+def test_an_hour_that_lacks_one_variable_is_left_out(trained: Path, weather: Path) -> None:
+    """Or the training mean would be scored as forecast weather."""
+    dataset, later = load_forecaster(trained).dataset, open_store(weather)
+    valid = np.array([later_hour(dataset.store, later, 30), later_hour(dataset.store, later, 31)])
+    assert has_weather(dataset, later, valid).all()
+    missing = {group: table.copy() for group, table in later.missing.items()}
+    missing["weather"][30, later.contents.channel("rh")] = 1.0
+    assert has_weather(dataset, replace(later, missing=missing), valid).tolist() == [False, True]
+
+
+def later_hour(store: Store, later: Store, hour: int) -> int:
+    """Time index in the run's store of an hour of the other one."""
+    return int((later.times[hour] - store.times[0]).astype(int))
 
 
 def test_the_command_says_whose_weather_it_was(trained: Path, weather: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +240,7 @@ def test_pieces_are_cut_between_days() -> None:
     day = np.sort(np.random.default_rng(4).integers(0, 40, 3000))
     parts = pieces.cut(day)
     assert np.concatenate([np.arange(3000)[part] for part in parts]).tolist() == list(range(3000))
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert day[before.stop - 1] < day[after.start]
     assert len(parts) <= pieces.MOST
     assert pieces.cut(np.zeros(1000, int)) == [slice(0, 1000)]

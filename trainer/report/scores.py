@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ STYLES = {"persistence": ("C1", "s--"), "climatology": ("C2", "^:"), "mix": ("C4
 def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
     """Skill against each baseline over lead time, with its interval."""
     figure, panels = _panels(evaluation["scores"])
-    for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=False):
+    for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=True):
         hours = _hours(leads)
         for place, (baseline, (colour, _)) in enumerate(_styles(leads).items()):
             kind = "skill" if baseline == "persistence" else f"{baseline}_skill"
@@ -39,7 +40,7 @@ def plot_skill(evaluation: dict[str, Any], out: Path) -> None:
 def plot_errors(evaluation: dict[str, Any], out: Path) -> None:
     """RMSE over lead time, beside that of the baselines."""
     figure, panels = _panels(evaluation["scores"])
-    for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=False):
+    for panel, (name, leads) in zip(panels, evaluation["scores"].items(), strict=True):
         at = range(len(leads))
         panel.plot(at, _values(leads, "rmse"), "ko-", lw=2, label="forecast")
         for baseline, (colour, style) in _styles(leads).items():
@@ -80,7 +81,7 @@ def plot_spectra(evaluation: dict[str, Any], out: Path) -> None:
     """Variance of the forecasts over that of the truth, by wavelength: below 1, a scale is smoothed away."""
     spectra = evaluation["spectra"]
     figure, panels = _panels(evaluation["scores"])
-    for panel, (name, leads) in zip(panels, spectra["pollutants"].items(), strict=False):
+    for panel, (name, leads) in zip(panels, spectra["pollutants"].items(), strict=True):
         for lead, of in leads.items():
             forecast, truth = (np.array(of[kind], float) for kind in ("forecast", "truth"))
             panel.plot(spectra["wavelength_km"], forecast / np.where(truth > 0, truth, np.nan), label=lead)
@@ -93,7 +94,7 @@ def plot_spectra(evaluation: dict[str, Any], out: Path) -> None:
 def plot_diurnal(evaluation: dict[str, Any], out: Path) -> None:
     """Bias by local hour of the valid time."""
     figure, panels = _panels(evaluation["scores"])
-    for panel, (name, leads) in zip(panels, evaluation["diurnal"]["domain"].items(), strict=False):
+    for panel, (name, leads) in zip(panels, evaluation["diurnal"]["domain"].items(), strict=True):
         for lead, of in leads.items():
             panel.plot(range(24), np.array(of["bias"], float), label=lead)
         panel.axhline(0, color="0.4", lw=0.8)
@@ -134,7 +135,7 @@ def plot_reliability(evaluation: dict[str, Any], out: Path) -> None:
     figure, panel = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for place, event in enumerate(events):
         edges = [edge for edge in event["ratio_edges"] if edge is not None]
-        middles = [*(0.5 * (a + b) for a, b in zip(edges, edges[1:], strict=False)), edges[-1] * 1.15]
+        middles = [*(0.5 * (a + b) for a, b in pairwise(edges)), edges[-1] * 1.15]
         of = next(iter(event["leads"].values()))
         label = f"{LABELS.get(event['pollutant'], event['pollutant'])} > {event['limit']:g}, {event['standard']}"
         panel.plot(middles, np.array(of["share"], float), "o-", ms=4, color=plt.get_cmap("tab20")(place % 20), label=label)
