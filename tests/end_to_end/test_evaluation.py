@@ -118,6 +118,24 @@ def test_a_forecast_that_is_not_finite_is_an_error(trained: Path) -> None:
         evaluate(broken, Options(samples=4))
 
 
+def test_what_lies_outside_the_domain_changes_no_score(forecaster: Forecaster) -> None:
+    dataset = forecaster.dataset
+    index = dataset.index("test")
+    setting, numbers, _ = evaluation.setting_of(forecaster, index, Options())
+    outside = torch.from_numpy(~setting.regions["domain"])
+    assert outside.any()
+
+    def wild(*arguments: torch.Tensor) -> torch.Tensor:
+        return forecaster.model(*arguments) + 5.0 * outside
+
+    parts = [
+        evaluation.tally(model, dataset.stream(index).listed(numbers[:16], 4), np.arange(16), setting)
+        for model in (forecaster.model, wild)
+    ]
+    for name in set(parts[0]) - {"maps"}:  # maps are masked when they are drawn from the sums
+        np.testing.assert_allclose(parts[0][name], parts[1][name], err_msg=name)
+
+
 @pytest.mark.usefixtures("small")
 def test_pieces_of_another_evaluation_are_not_mixed_in(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
