@@ -30,7 +30,7 @@ def aggregation(folded: bool) -> Action:
     def action() -> None:
         model.zero_grad()
         if folded:
-            scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
+            scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed)[0])
             tokens = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.float32)
         else:
             tokens = obvious.aggregate(model, x)

@@ -59,7 +59,7 @@ def step_alone(kind: type[TopoFlow]) -> Action:
 def plain_blocks(arch: Architecture) -> Action:
     """Forward and backward of the six blocks on ready tokens, the floor of any implementation."""
     tokens = arch.patches[0] * arch.patches[1]
-    blocks = torch.nn.ModuleList(Block(arch, elevation_bias=False, drop_path=0.0) for _ in range(arch.depth))
+    blocks = torch.nn.ModuleList(Block(arch, first=False, drop_path=0.0) for _ in range(arch.depth))
     x = torch.randn(1, tokens, arch.width, requires_grad=True)
 
     def action() -> None:

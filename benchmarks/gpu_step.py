@@ -115,9 +115,9 @@ def bias_ratio(run: Run, device: torch.device, kind: type[Attention] = Attention
     z = torch.rand(1, tokens, device=device) * 5000.0
 
     def once(bias: bool) -> Callable[[], None]:
-        block = Block(arch, elevation_bias=bias, drop_path=0.0)
+        block = Block(arch, first=bias, drop_path=0.0)
         if bias:
-            block.attn = kind(arch.width, arch.heads, elevation_bias=True)
+            block.attn = kind(arch, first=True)
         block.to(device, dtype)
 
         def action() -> None:

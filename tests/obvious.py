@@ -45,10 +45,11 @@ def aggregate(model: TopoFlow, x: Tensor) -> Tensor:
     return out[0].view(len(x), -1, arch.width)
 
 
-def attend(qkv: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+def attend(qkv: Tensor, z: Tensor, slope: Tensor, climb: bool = False) -> Tensor:
     """(B, N, 3, H, d), (B, N) -> (B, N, H, d) with the whole bias and score matrix."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-    bias = -slope * (z[:, None, :] - z[:, :, None]).clamp_min(0)
+    higher = z[:, None, :] - z[:, :, None]  # of the key over the query
+    bias = -slope * (-higher if climb else higher).clamp_min(0)
     return ((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias[:, None]).softmax(-1) @ v).transpose(1, 2)
 
 
@@ -58,7 +59,7 @@ def block(layer: Block, x: Tensor, z: Tensor) -> Tensor:
     if attn.elevation_alpha is None:
         out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).transpose(1, 2)
     else:
-        out = attend(qkv, z, attn.elevation_alpha / attn.H_scale)
+        out = attend(qkv, z, attn.elevation_alpha / attn.H_scale, climb=attn.sign < 0)
     x = x + attn.proj(out.flatten(2))
     return x + layer.mlp(layer.norm2(x))
 

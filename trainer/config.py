@@ -8,9 +8,9 @@ One clock counts everything: optimizer steps.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data import Refusal
 from trainer.config_data import Data, LocalPath, Section, WindScan
@@ -19,6 +19,11 @@ from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture
 
 class ConfigError(Refusal):
     """The configuration is wrong; the message names the key and the remedy."""
+
+
+def _direction(given: Any) -> Any:
+    """Configurations of before there were two directions say true or false."""
+    return {True: "descent", False: "none"}[given] if isinstance(given, bool) else given
 
 
 class Model(Section):
@@ -33,15 +38,24 @@ class Model(Section):
     predict: Literal["state", "change"] = Field(
         "state", description="change: the analysis enters with a weight for each target and lead time, fitted, then learned"
     )
-    elevation_bias: bool = True
+    elevation_bias: Annotated[Literal["none", "descent", "climb"], BeforeValidator(_direction)] = Field(
+        "descent", description="what a query pays for: keys that are higher (the published formula), or lower; none"
+    )
     alpha_init: float | None = None
+    bias_floor: float | None = Field(None, lt=0, description="clamps the elevation bias; for networks of old code")
+    elevation_as_given: bool = Field(False, description="the bias reads the normalised elevation among the inputs, not metres")
+    relative_position: bool = Field(False, description="a learned bias by distance in the first block (release of 2026)")
+    first_block_dropout: float = Field(0.0, ge=0, lt=1, description="of attention, projection and MLP of the first block")
+    embedding_norm: bool = Field(False, description="a LayerNorm of every variable's token (release of 2026)")
     init_std: float = Field(0.02, gt=0, description="published value at width 768; 0.02 * sqrt(768 / width) elsewhere")
     recompute: Literal["none", "attention", "blocks"] = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Model:
-        if self.alpha_init is not None and not self.elevation_bias:
-            raise ValueError("model.alpha_init is not read when model.elevation_bias is false: remove it")
+        of_bias = {"alpha_init": self.alpha_init, "bias_floor": self.bias_floor, "elevation_as_given": self.elevation_as_given}
+        inert = [name for name, value in of_bias.items() if value is not None and value is not False]
+        if inert and self.elevation_bias == "none":
+            raise ValueError(f"model.{inert[0]} is not read when model.elevation_bias is none: remove it")
         if self.grid[0] % self.patch or self.grid[1] % self.patch:
             raise ValueError(f"grid {self.grid} is not a whole number of {self.patch} x {self.patch} patches")
         if self.width % self.heads or self.width % 4:
@@ -174,16 +188,26 @@ class Run(Section):
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than the schedule's length "
                 f"({self.schedule.decay_steps or self.steps})"
             )
-        if self.wind_scan.mode == "legacy" and self.model.predict == "change":
-            raise ValueError("wind_scan.mode legacy is for networks of the old code, which predict the state")
         unknown = [name for name in self.loss.weights if name not in self.data.targets]
         if unknown:
             raise ValueError(f"loss.weights {unknown} are not among data.targets")
-        if self.wind_scan.mode == "legacy" and self.data.inputs[:2] != ["u", "v"]:
-            raise ValueError("wind_scan.mode legacy takes the wind from the first two inputs: they must be u, v")
-        if self.wind_scan.mode == "legacy" and "elevation" not in self.data.inputs:
-            raise ValueError("wind_scan.mode legacy reads the elevation among the inputs")
+        if self.wind_scan.of_old_code:
+            self._require_old_inputs()
+        if self.elevation_as_given and "elevation" not in self.data.inputs:
+            raise ValueError("the elevation bias is to read the elevation among the inputs: add it to data.inputs")
         return self
+
+    def _require_old_inputs(self) -> None:
+        mode = f"wind_scan.mode {self.wind_scan.mode}"
+        if self.model.predict == "change":
+            raise ValueError(f"{mode} is for networks of the old code, which predict the state")
+        if self.data.inputs[:2] != ["u", "v"]:
+            raise ValueError(f"{mode} takes the wind from the first two inputs: they must be u, v")
+
+    @property
+    def elevation_as_given(self) -> bool:
+        """Whether the bias reads the elevation that is among the inputs, normalised."""
+        return self.model.elevation_as_given or (self.wind_scan.mode == "legacy" and self.model.elevation_bias != "none")
 
     def architecture(self) -> Architecture:
         """The network that this configuration describes."""
@@ -203,6 +227,9 @@ class Run(Section):
             leads=tuple(self.data.lead_hours) if own.predict == "change" else (),
             alpha_init=0.01 if own.alpha_init is None else own.alpha_init,
             init_std=own.init_std,
-            bias_floor=LEGACY_BIAS_FLOOR if self.wind_scan.mode == "legacy" else None,
+            bias_floor=LEGACY_BIAS_FLOOR if self.wind_scan.mode == "legacy" else own.bias_floor,
+            relative_position=own.relative_position,
+            first_block_dropout=own.first_block_dropout,
+            embedding_norm=own.embedding_norm,
             recompute=own.recompute,
         )

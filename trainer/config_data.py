@@ -105,14 +105,19 @@ class Data(Section):
 
 
 class WindScan(Section):
-    mode: Literal["none", "global", "regional", "legacy"] = "regional"
+    mode: Literal["none", "global", "regional", "legacy", "release"] = "regional"
     cache: LocalPath | None = None
 
     @model_validator(mode="after")
     def _check(self) -> WindScan:
-        uncached = self.mode in ("none", "legacy")
+        uncached = self.mode == "none" or self.of_old_code
         if uncached and self.cache is not None:
             raise ValueError(f"wind_scan.cache is not read when wind_scan.mode is {self.mode}: remove it")
         if not uncached and self.cache is None:
             raise ValueError(f"wind_scan.mode {self.mode} needs wind_scan.cache (python -m data wind-scan STORE)")
         return self
+
+    @property
+    def of_old_code(self) -> bool:
+        """Whether tokens move and nothing follows them, as in the published checkpoint and in the release of 2026."""
+        return self.mode in ("legacy", "release")

@@ -23,7 +23,7 @@ from data.stream import Stream
 from data.wind_scan.cache import ScanCache, open_cache
 from trainer.checkpoint.consistency import on_main
 from trainer.config import Run
-from trainer.model.compat import legacy_arguments
+from trainer.model.compat import legacy_orders, moved_arguments, release_orders
 from trainer.model.topoflow import patch_mean
 
 
@@ -53,10 +53,13 @@ class Dataset:
         """A batch on the device, its normalised example, and the model's arguments."""
         batch = batch.to(self.device)
         example = self.normalizer(batch)
-        if self.run.wind_scan.mode == "legacy":
-            channel = self.run.data.inputs.index("elevation")
-            return batch, example, legacy_arguments(example.inputs, batch.lead_hours, channel, self.run.model.patch)
-        arguments = (example.inputs, batch.lead_hours, self.elevation, batch.rank)
+        elevation, patch = self.elevation, self.run.model.patch
+        if self.run.elevation_as_given:
+            elevation = patch_mean(example.inputs[:, self.run.data.inputs.index("elevation")], patch)
+        if self.run.wind_scan.of_old_code:
+            orders = legacy_orders if self.run.wind_scan.mode == "legacy" else release_orders
+            return batch, example, moved_arguments(example.inputs, batch.lead_hours, elevation, patch, orders)
+        arguments = (example.inputs, batch.lead_hours, elevation, batch.rank)
         if self.usual is None:
             return batch, example, arguments
         now, then = (self.usual.at(hours) for hours in (batch.hours, batch.valid_hours))
@@ -85,7 +88,7 @@ def open_dataset(run: Run, device: torch.device) -> Dataset:
     if run.data.cache_dir is not None and dist.is_initialized():
         store = copy_to_node(store, run.data.cache_dir)
     normalizer = Normalizer(store, run.data.channels(), run.data.targets, device)
-    elevation = patch_mean(torch.from_numpy(store.static["elevation"]), run.model.patch).to(device)
+    elevation = patch_mean(torch.from_numpy(store.static["elevation"])[None], run.model.patch)[0].to(device)
     dataset = Dataset(run, store, scan, normalizer, elevation, device)
     if run.model.predict == "change":
         dataset.usual = open_climatology(dataset)

@@ -40,7 +40,8 @@ DEEPSPEED_KEYS = (
     "data_types",
 )
 
-NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight")  # beside everything with one dimension
+# Beside everything with one dimension.
+NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")
 
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:

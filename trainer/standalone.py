@@ -100,7 +100,7 @@ class StandaloneForecaster:
         hours = _Hours(analyses.rename({a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a}), kept)
         at = replace(kept, times=hours.axis)
         normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
-        elevation = patch_mean(torch.from_numpy(kept.static["elevation"]), self.run.model.patch).to(self.device)
+        elevation = patch_mean(torch.from_numpy(kept.static["elevation"])[None], self.run.model.patch)[0].to(self.device)
         usual = self._usual(at) if self.run.model.predict == "change" else None
         dataset = Dataset(self.run, at, scan, normalizer, elevation, self.device, usual)
         starts = hours.starts(normalizer.reads, leads)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.gpu_step import FlexAttention
 from tests.launching import run
+from trainer.model.architecture import Architecture
 from trainer.model.attention import Attention
 
 
@@ -22,7 +23,8 @@ def test_the_gpu_benchmark_runs_on_a_small_network() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_rival_attention_computes_the_same() -> None:
     torch.manual_seed(0)
-    ours, rival = (kind(32, 2, elevation_bias=True, alpha_init=2.0).double() for kind in (Attention, FlexAttention))
+    arch = Architecture((20, 8), 1, (0,), width=32, heads=2, alpha_init=2.0)
+    ours, rival = (kind(arch, first=True).double() for kind in (Attention, FlexAttention))
     rival.load_state_dict(ours.state_dict())
     x, z = torch.randn(2, 40, 32, dtype=torch.float64), torch.rand(2, 40, dtype=torch.float64).mul(4000)
     with torch.no_grad():

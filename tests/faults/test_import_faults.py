@@ -90,7 +90,7 @@ def test_f01_renamed_keys_are_listed_and_refused(tmp_path: Path) -> None:
 
 def test_f01_only_the_allow_list_may_be_missing(tmp_path: Path) -> None:
     """A checkpoint of the baseline has no elevation_alpha; nothing else may be absent."""
-    state = randomised(replace(SMALL, elevation_bias=False)).state_dict()
+    state = randomised(replace(SMALL, elevation_bias="none")).state_dict()
     with pytest.raises(CheckpointError, match="missing blocks.0.attn.elevation_alpha"):
         imported(state, tmp_path).refuse_unless_complete()
     report = imported(state, tmp_path, allow=("elevation_alpha",))

@@ -22,7 +22,7 @@ from trainer.model.topoflow import Block, TopoFlow, sincos_1d, sincos_2d
 
 def test_f03_elevation_reaches_the_attention_in_metres() -> None:
     """Elevation was normalised and then divided by 1000 m: no alpha could act. A 1 km climb costs exactly alpha."""
-    attention = Attention(8, 1, elevation_bias=True, alpha_init=2.0).double().eval()
+    attention = Attention(replace(SMALL, width=8, heads=1, alpha_init=2.0), first=True).double().eval()
     with torch.no_grad():
         attention.qkv.weight.zero_()
         attention.qkv.bias.zero_()
@@ -68,7 +68,9 @@ def test_f28_block_with_inert_bias_equals_the_plain_block_to_the_bit(training: b
     """The physics block added dropout that the baseline block had not."""
     arch = replace(SMALL, drop_path=0.5)
     torch.manual_seed(0)
-    plain, biased = (Block(arch, elevation_bias=bias, drop_path=0.5).train(training) for bias in (False, True))
+    plain, biased = (
+        Block(replace(arch, elevation_bias=bias), first=True, drop_path=0.5).train(training) for bias in ("none", "descent")
+    )
     missing, unexpected = biased.load_state_dict(plain.state_dict(), strict=False)
     assert unexpected == []
     assert set(missing) == {"attn.elevation_alpha", "attn.H_scale"}
@@ -91,7 +93,7 @@ def test_f28_network_with_inert_bias_equals_the_plain_network_to_the_bit(trainin
     """Same seed, same masks of dropout and stochastic depth: an ablation compares the bias and nothing else."""
     arch = replace(SMALL, dropout=0.3, drop_path=0.3)
     biased = randomised(replace(arch, alpha_init=0.0), dtype=torch.float32).train(training)
-    plain = TopoFlow(replace(arch, elevation_bias=False)).train(training)
+    plain = TopoFlow(replace(arch, elevation_bias="none")).train(training)
     plain.load_state_dict({k: v for k, v in biased.state_dict().items() if k in plain.state_dict()})
     with torch.no_grad():
         biased.blocks[0].attn.elevation_alpha.zero_()
@@ -162,7 +164,7 @@ def test_f31_stochastic_depth_grows_linearly() -> None:
 
 def test_f32_block_has_both_residual_branches() -> None:
     """A hand-written variant had lost one: with attention and MLP off, a block is the identity."""
-    block = Block(SMALL, elevation_bias=True, drop_path=0.0).double()
+    block = Block(SMALL, first=True, drop_path=0.0).double()
     with torch.no_grad():
         for parameter in [*block.attn.proj.parameters(), *block.mlp.fc2.parameters()]:
             parameter.zero_()

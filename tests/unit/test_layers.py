@@ -58,7 +58,9 @@ def test_initial_weights_are_timm_s(std: float, timm_layers: ModuleType) -> None
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_parameters_are_counted_without_building_the_network(bias: bool) -> None:
-    arch = Architecture((8, 24), 7, (2, 4), patch=2, width=48, depth=3, heads=4, mlp_ratio=2.5, elevation_bias=bias)
+@pytest.mark.parametrize(
+    "change", [{}, {"elevation_bias": "none"}, {"elevation_bias": "climb", "relative_position": True, "embedding_norm": True}]
+)
+def test_parameters_are_counted_without_building_the_network(change: dict) -> None:
+    arch = Architecture((8, 24), 7, (2, 4), patch=2, width=48, depth=3, heads=4, mlp_ratio=2.5, **change)
     assert parameter_count(arch) == sum(p.numel() for p in TopoFlow(arch).parameters())

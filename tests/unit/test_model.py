@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import obvious
 from trainer.model import elevation_bias, flash
 from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture, forward_flops, training_flops
-from trainer.model.compat import legacy_arguments, legacy_orders
-from trainer.model.elevation_bias import _query_chunks, elevation_biased_attention
+from trainer.model.compat import legacy_orders, moved_arguments
+from trainer.model.elevation_bias import chunked_attention, elevation_biased_attention
 from trainer.model.embedding import embed_and_aggregate
 from trainer.model.flash import Halves, Triangles
 from trainer.model.topoflow import PositionsAlongWind, TopoFlow, patch_mean
@@ -92,13 +92,15 @@ def published_shapes(bias: bool) -> dict[str, tuple[int, ...]]:
     return shapes | ({"blocks.0.attn.elevation_alpha": (), "blocks.0.attn.H_scale": ()} if bias else {})
 
 
-@pytest.mark.parametrize(("bias", "parameters", "tensors"), [(False, 52_481_340, 91), (True, 52_481_341, 92)])
-def test_published_names_shapes_and_counts(bias: bool, parameters: int, tensors: int) -> None:
+@pytest.mark.parametrize(
+    ("bias", "parameters", "tensors"), [("none", 52_481_340, 91), ("descent", 52_481_341, 92), ("climb", 52_481_341, 92)]
+)
+def test_published_names_shapes_and_counts(bias: str, parameters: int, tensors: int) -> None:
     model = TopoFlow(Architecture(grid=(128, 256), variables=15, target_channels=TARGETS, elevation_bias=bias))
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == published_shapes(bias)
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == published_shapes(bias != "none")
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(list(model.parameters())) == tensors
-    if bias:
+    if bias != "none":
         assert model.state_dict()["blocks.0.attn.H_scale"] == 1000.0
 
 
@@ -127,7 +129,7 @@ def golden_model(arch: Architecture) -> TopoFlow:
         values = rng.standard_normal(shapes[name]).astype(np.float32) * np.float32(0.2)
         is_norm = name.endswith(".weight") and "norm" in name.split(".")[-2]
         state[name] = torch.from_numpy(values + np.float32(1.0) if is_norm else values)
-    if arch.elevation_bias:
+    if arch.elevation_bias != "none":
         state |= {"blocks.0.attn.elevation_alpha": torch.tensor(1.0), "blocks.0.attn.H_scale": torch.tensor(1000.0)}
     model.load_state_dict(state)
     return model
@@ -137,7 +139,7 @@ def golden_model(arch: Architecture) -> TopoFlow:
 def test_golden_values_of_the_old_code(name: str) -> None:
     golden = np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz", allow_pickle=False)
     legacy = name.startswith("legacy")
-    arch = Architecture((64, 128), 15, TARGETS, width=32, depth=2, heads=4, elevation_bias=legacy)
+    arch = Architecture((64, 128), 15, TARGETS, width=32, depth=2, heads=4, elevation_bias="descent" if legacy else "none")
     x = torch.from_numpy(np.random.Generator(np.random.PCG64(77)).standard_normal((2, 15, 64, 128)).astype(np.float32))
     lead = torch.tensor([12.0, 96.0])
     given: tuple[Tensor, ...] = (x, lead, torch.zeros(2048), torch.arange(2048).expand(2, -1))
@@ -145,7 +147,7 @@ def test_golden_values_of_the_old_code(name: str) -> None:
         arch = replace(arch, bias_floor=LEGACY_BIAS_FLOOR)
         x[:, 13] *= 1931.4
         assert legacy_orders(x, arch.patches).tolist() == golden["perm"].tolist()
-        given = legacy_arguments(x, lead, elevation_channel=13, patch=2)
+        given = moved_arguments(x, lead, patch_mean(x[:, 13], 2), 2, legacy_orders)
     model = golden_model(arch)
     encoded = []
     model.norm.register_forward_hook(lambda module, given, out: encoded.append(out))
@@ -180,7 +182,7 @@ def test_folded_aggregation_equals_convolution_and_attention(patch: int) -> None
     arch = Architecture((8, 16), 5, (0, 2), patch=patch, width=16, depth=1, heads=2)
     model = randomised(arch)
     x = torch.randn(3, 5, 8, 16, dtype=torch.float64)
-    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
+    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed)[0])
     ours = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.float64)
     assert relative(ours, obvious.aggregate(model, x)) < 1e-13
 
@@ -191,7 +193,7 @@ def test_folded_aggregation_in_bf16_loses_little_more_than_rounding_its_result()
     model = randomised(arch).bfloat16()
     x = torch.randn(2, 15, 16, 16, dtype=torch.float64).bfloat16()
     truth = obvious.aggregate(copy.deepcopy(model).double(), x.double())
-    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed))
+    scores, values, bias = model.var_agg(model.var_query, model.token_embeds(model.var_embed)[0])
     ours = embed_and_aggregate(model._pixels(x), scores, values, bias, torch.bfloat16)
     assert ours.dtype == torch.bfloat16
     assert relative(ours, truth) < 1.25 * relative(truth.bfloat16(), truth)
@@ -262,7 +264,7 @@ def test_nothing_in_forward_and_backward_waits_for_a_gpu(kernel: str, reads: lis
     assert host.seen == reads or (reads is None and "_local_scalar_dense" in host.seen)
 
 
-@pytest.mark.parametrize("kernel", [Halves.apply, Triangles.apply, _query_chunks], ids=["halves", "triangles", "chunks"])
+@pytest.mark.parametrize("kernel", [Halves.apply, Triangles.apply, chunked_attention], ids=["halves", "triangles", "chunks"])
 @pytest.mark.parametrize("slope", [0.0, 1.3e-3, -0.7e-3, 0.05])
 @pytest.mark.parametrize("shape", [(2, 48, 2, 8), (1, 700, 3, 24), (3, 101, 1, 16)])
 def test_elevation_bias_equals_the_materialised_one(
@@ -332,7 +334,7 @@ def test_elevation_bias_in_bf16_is_as_good_as_plain_bf16_attention(kernel: Any, 
 
         slope, given = torch.tensor(1e-3), (qkv, cotangent)
         truth = with_gradients(obvious.attend, *given, torch.float64, z.double(), slope.double())
-        ours, formula = (with_gradients(attend, *given, torch.bfloat16, z, slope) for attend in (kernel, _query_chunks))
+        ours, formula = (with_gradients(attend, *given, torch.bfloat16, z, slope) for attend in (kernel, chunked_attention))
         precise, rounded = (with_gradients(plain_attention, *given, dtype) for dtype in (torch.float64, torch.bfloat16))
         lost = [relative(a, b) for a, b in zip(rounded, precise, strict=True)]
         assert relative(ours[0], truth[0]) < 1.5 * lost[0]
@@ -402,8 +404,8 @@ def test_positions_gather_backward_is_the_scatter() -> None:
 
 
 def test_patch_mean() -> None:
-    field = torch.arange(24.0).view(4, 6)
-    assert patch_mean(field, 2).tolist() == [3.5, 5.5, 7.5, 15.5, 17.5, 19.5]
+    fields = torch.arange(48.0).view(2, 4, 6)
+    assert patch_mean(fields, 2).tolist() == [[3.5, 5.5, 7.5, 15.5, 17.5, 19.5], [27.5, 29.5, 31.5, 39.5, 41.5, 43.5]]
 
 
 @pytest.mark.parametrize("change", [{"grid": (32, 64)}, {"depth": 1, "width": 96}, {"heads": 1}, {"mlp_ratio": 1.0}])

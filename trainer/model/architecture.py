@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEGACY_BIAS_FLOOR = -10.0  # the old code clamped the elevation bias
+RELATIVE_BUCKETS = 32  # of distances along columns, and along rows
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Architecture:
     mlp_ratio: float = 4.0
     drop_path: float = 0.1
     dropout: float = 0.1
-    elevation_bias: bool = True
+    elevation_bias: str = "descent"  # of the first block: none | descent | climb
     alpha_init: float = 0.01
     init_std: float = 0.02  # of linear weights and patch projections
-    bias_floor: float | None = None  # legacy mode only
+    bias_floor: float | None = None  # networks of old code only
+    relative_position: bool = False  # a learned bias by distance in the first block, as in the release of 2026
+    first_block_dropout: float = 0.0  # of attention, projection and MLP there
+    embedding_norm: bool = False  # a LayerNorm of every variable's token
     leads: tuple[int, ...] = ()  # where the analysis is added to the output, with a weight for each target and lead time
     recompute: str = "none"  # none | attention | blocks: what is computed again in the backward pass instead of kept
 
@@ -65,9 +69,11 @@ def parameter_count(arch: Architecture) -> int:
     (rows, cols), variables, width, area = arch.patches, arch.variables, arch.width, arch.patch**2
     hidden = int(width * arch.mlp_ratio)
     embedding = variables * width * (area + 2) + width + rows * cols * width  # projections, variables, query, positions
+    embedding += 2 * width * int(arch.embedding_norm)
     aggregation = 4 * (width * width + width)
     lead_time = 2 * width
     block = 4 * width + 4 * (width * width + width) + 2 * width * hidden + hidden + width
     head = 2 * (width * width + width) + (width + 1) * variables * area
     added = len(arch.leads) * len(arch.target_channels)
-    return embedding + aggregation + lead_time + arch.depth * block + int(arch.elevation_bias) + 2 * width + head + added
+    biases = int(arch.elevation_bias != "none") + RELATIVE_BUCKETS**2 * arch.heads * int(arch.relative_position)
+    return embedding + aggregation + lead_time + arch.depth * block + biases + 2 * width + head + added

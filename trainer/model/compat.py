@@ -5,8 +5,11 @@ Nothing here is used by a new run unless it imports old weights or sets `wind_sc
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,11 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEGACY_REGIONS = (32, 32)
+RELEASE_SECTORS = 16
 KNOWN_BUFFERS = ("china_mask", "target_indices")
 _RENAMED = (
     (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),
     (re.compile(r"(blocks\.\d+\.mlp\.)[23]\.(weight|bias)$"), r"\1fc2.\2"),
     (re.compile(r"(blocks\.0\.attn\.)alpha$"), r"\1elevation_alpha"),
+    (re.compile(r"(blocks\.0\.attn\.)rel_pos_bias(?:_2d)?\.bias_table$"), r"\1relative_position"),
+    (re.compile(r"patch_embed\.norm\.(weight|bias)$"), r"token_embeds.norm_\1"),
+    (re.compile(r"patch_embed\.(proj_weights|proj_biases)$"), r"token_embeds.\1"),
 )
 _ONE_PROJECTION = re.compile(r"(.*token_embeds)\.(\d+)\.proj\.(weight|bias)$")
 
@@ -90,21 +97,52 @@ def legacy_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:
     return (order + strips).flatten(1)
 
 
-def legacy_arguments(x: Tensor, lead_hours: Tensor, elevation_channel: int, patch: int) -> tuple[Tensor, ...]:
-    """Arguments under which `TopoFlow.forward` repeats the old forward pass.
+def release_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:
+    """The wind scan of the release of 2026: (B, V, H, W) model input -> (B, N) int64, new position -> old raster token.
 
-    Tokens are permuted (here as patches of pixels, which is the same), position embedding, elevation and output stay in
-    raster order, and elevation is the input channel as given, so a normalised one is divided by 1000 again.
+    The plain mean of channels 0 and 1 *as given*, of the whole grid, makes an angle, its sector of 16 the order: patches sorted
+    along it (rows counted southward, v northward, as there), cut into as many bands as the grid is long, and in every band
+    first those of even row + column, in raster order. (The release averages two halves of rows and of columns
+    separately and then stops at patches of 2 x 2 pixels; one mean is what the rest of it is written for.)
+    """
+    rows, cols = patches
+    mean_u, mean_v = (x[:, channel].float().mean((1, 2)) for channel in (0, 1))
+    turns = torch.atan2(mean_v, mean_u) / (2 * math.pi) % 1.0
+    sectors = (turns * RELEASE_SECTORS).long() % RELEASE_SECTORS
+    return _release_tables(rows, cols).to(x.device)[sectors]
+
+
+@cache
+def _release_tables(rows: int, cols: int) -> Tensor:
+    """(16, N) int64."""
+    row, col = (numbers.ravel() for numbers in np.mgrid[:rows, :cols])
+    bands = max(rows, cols)
+    band = np.minimum(np.arange(rows * cols) // (rows * cols // bands), bands - 1)  # of places along the wind
+    within = (row + col) % 2 * 1000 + row * cols + col
+    tables = []
+    for sector in range(RELEASE_SECTORS):
+        angle = 2 * math.pi * sector / RELEASE_SECTORS
+        order = np.argsort(row * math.sin(angle) + col * math.cos(angle), kind="stable")
+        tables.append(order[np.lexsort((within[order], band))])
+    return torch.from_numpy(np.stack(tables))
+
+
+def moved_arguments(
+    x: Tensor, lead_hours: Tensor, elevation: Tensor, patch: int, orders: Callable[[Tensor, tuple[int, int]], Tensor]
+) -> tuple[Tensor, ...]:
+    """Arguments under which `TopoFlow.forward` repeats a forward pass of old code.
+
+    Tokens are permuted (here as patches of pixels, which is the same); position embedding, elevation and output stay in
+    raster order.
 
     Returns:
-        x with permuted patches, lead_hours, elevation (B, N), rank (B, N).
+        x with permuted patches, lead_hours, elevation, rank (B, N).
     """
-    batch, variables, height, width = x.shape
+    batch, _, height, width = x.shape
     rows, cols = height // patch, width // patch
-    order = legacy_orders(x, (rows, cols))
+    order = orders(x, (rows, cols))
     pixels = F.pixel_unshuffle(x, patch).flatten(2)  # (B, V*p*p, N)
     moved = pixels.gather(2, order[:, None].expand_as(pixels)).view(batch, -1, rows, cols)
-    elevation = F.avg_pool2d(x[:, elevation_channel : elevation_channel + 1], patch).flatten(1)
     raster = torch.arange(rows * cols, device=x.device).expand(batch, -1)
     return F.pixel_shuffle(moved, patch), lead_hours, elevation, raster
 

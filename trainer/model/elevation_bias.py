@@ -1,9 +1,9 @@
 """The elevation bias of the first block, never held as an (N x N) tensor, by the way that is right on a device.
 
-bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of climb. With
-tokens sorted by elevation, keys before the query have no bias, and for keys after it -slope * z_j belongs to the key and
-+slope * z_i is constant along a row. So attention falls into parts that flash kernels compute, merged by their
-log-sum-exp; the backward pass runs the kernels with the merged output and log-sum-exp, as ring attention does (Liu et al.
+bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of height. Given -z,
+what costs is looking at a lower patch, whose air must climb. With tokens sorted by elevation, keys before the query have no
+bias, and for keys after it -slope * z_j belongs to the key and +slope * z_i is constant along a row. So attention falls into
+parts that flash kernels compute, merged by their log-sum-exp; the backward pass runs the kernels with the merged output and log-sum-exp, as ring attention does (Liu et al.
 2023, https://arxiv.org/abs/2310.01889). The kernels of the two devices can do different things, hence two ways to cut:
 
 - CPU: halves of halves. Every half looks at the other as a whole, and only small squares on the diagonal are left.
@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from trainer.model.flash import FLASH_WIDTH_LIMIT, FLASH_WIDTH_MULTIPLE, Halves, Triangles, _flash, climb, inverse
+from trainer.model.relative_position import relative_bias
 
 QUERY_CHUNK = 512
 log = logging.getLogger("trainer")
@@ -66,7 +68,7 @@ def _triangles_error(device: torch.device, dtype: torch.dtype, width: int) -> fl
     qkv = torch.randn(1, 256, 3, 2, width, generator=generator, device=device, dtype=dtype)
     z = (torch.rand(1, 256, generator=generator, device=device) * 4000.0).sort(1).values
     results = []
-    for attend in (Triangles.apply, _query_chunks):
+    for attend in (Triangles.apply, chunked_attention):
         with torch.enable_grad():  # a forecast asks for the kernel, too
             given = qkv.detach().requires_grad_()
             slope = torch.tensor(1e-3, device=device, requires_grad=True)
@@ -76,7 +78,9 @@ def _triangles_error(device: torch.device, dtype: torch.dtype, width: int) -> fl
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
+def elevation_biased_attention(
+    qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(d) - slope * relu(z_j - z_i)) v, memory linear in N.
 
     Args:
@@ -84,13 +88,15 @@ def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: flo
         z: (B, N) elevations.
         slope: () bias per unit of z; any sign, and differentiable, also at 0.
         floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
+        dropout: of the weights; chunked, too.
 
     Returns:
         (B, N, H, d).
     """
-    kernel = "query chunks" if floor is not None else kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1])
+    separable = floor is None and dropout == 0.0
+    kernel = kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1]) if separable else "query chunks"
     if kernel == "query chunks":
-        return _query_chunks(qkv, z, slope, floor)
+        return chunked_attention(qkv, z, slope, floor, dropout=dropout)
     order = torch.argsort(z, dim=1, stable=True)
     attend = Halves.apply if kernel == "flash halves" else Triangles.apply
     out = _Reordered.apply(attend(_Reordered.apply(qkv, order), z.gather(1, order), slope), inverse(order))
@@ -102,18 +108,37 @@ def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: flo
     return out
 
 
-def _query_chunks(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
-    """The plain formula on QUERY_CHUNK queries at a time, recomputed in the backward pass."""
+def chunked_attention(
+    qkv: Tensor,
+    z: Tensor,
+    slope: Tensor | None,
+    floor: float | None = None,
+    relative: Tensor | None = None,
+    buckets: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The plain formula on QUERY_CHUNK queries at a time, recomputed in the backward pass; memory linear in N.
+
+    Args:
+        relative: (1024, H) table of the relative position bias, with `buckets`, (R, R) of rows and (C, C) of columns of the
+            grid whose cells the tokens are, in raster order.
+    """
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    rows, cols = buckets or (z.new_empty(z.shape[1], 0), z.new_empty(1, 0))
+    at_a_time = max(1, QUERY_CHUNK // len(cols))  # whole rows of the grid
 
-    def attend(q_chunk: Tensor, z_chunk: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> Tensor:
-        up = climb(z_chunk, z)
-        bias = -slope * up if floor is None else (-slope * up).clamp(floor, 0.0)
-        scores = q_chunk @ k.transpose(-1, -2) * q_chunk.shape[-1] ** -0.5 + bias.to(q_chunk.dtype)[:, None]
-        return scores.softmax(-1) @ v
+    def attend(q: Tensor, z_query: Tensor, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if slope is not None:
+            bias = -slope * climb(z_query, z)
+            scores = scores + (bias if floor is None else bias.clamp(floor, 0.0)).to(q.dtype)[:, None]
+        if relative is not None:
+            scores = scores + relative_bias(relative, rows, cols).to(q.dtype)
+        return F.dropout(scores.softmax(-1), dropout) @ v
 
-    chunks = zip(q.split(QUERY_CHUNK, 2), z.split(QUERY_CHUNK, 1), strict=True)
-    parts = [checkpoint(attend, qc, zc, k, v, slope, use_reentrant=False) for qc, zc in chunks]
+    queries = at_a_time * len(cols)
+    chunks = zip(q.split(queries, 2), z.split(queries, 1), rows.split(at_a_time), strict=True)
+    parts = [checkpoint(attend, *chunk, k, v, use_reentrant=False) for chunk in chunks]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 

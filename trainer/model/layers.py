@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class DropPath(nn.Module):
@@ -30,14 +31,16 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """(..., D) -> (..., D) through `hidden` units with GELU."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
+        self.dropout = dropout  # after either
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        hidden = F.dropout(self.act(self.fc1(x)), self.dropout, self.training)
+        return F.dropout(self.fc2(hidden), self.dropout, self.training)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.model.architecture import Architecture
 from trainer.model.attention import Attention
-from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate
+from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate, normalised
 from trainer.model.flash import inverse
 from trainer.model.layers import DropPath, Mlp, trunc_normal_
 
@@ -23,14 +23,14 @@ START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight")  # parameters wi
 
 
 class Block(nn.Module):
-    """The only block: pre-norm attention and MLP, each on a residual branch with stochastic depth."""
+    """The only block: pre-norm attention and MLP, each on a residual branch with stochastic depth; the first has the biases."""
 
-    def __init__(self, arch: Architecture, elevation_bias: bool, drop_path: float) -> None:
+    def __init__(self, arch: Architecture, first: bool, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(arch.width, eps=1e-5)
-        self.attn = Attention(arch.width, arch.heads, elevation_bias, arch.alpha_init, arch.bias_floor)
+        self.attn = Attention(arch, first)
         self.norm2 = nn.LayerNorm(arch.width, eps=1e-5)
-        self.mlp = Mlp(arch.width, int(arch.width * arch.mlp_ratio))
+        self.mlp = Mlp(arch.width, int(arch.width * arch.mlp_ratio), arch.first_block_dropout if first else 0.0)
         self.drop_path = DropPath(drop_path)
         self.recompute_attention = arch.recompute == "attention"
 
@@ -68,14 +68,12 @@ class TopoFlow(nn.Module):
         self.var_embed = nn.Parameter(torch.empty(1, arch.variables, arch.width))
         self.var_query = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.pos_embed = nn.Parameter(torch.empty(1, rows * cols, arch.width))
-        self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width, arch.init_std)
+        self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width, arch.init_std, arch.embedding_norm)
         self.var_agg = VariableAggregation(arch.width, arch.heads)
         self.lead_time_embed = nn.Linear(1, arch.width)
         self.dropout = nn.Dropout(arch.dropout)
         rates = torch.linspace(0, arch.drop_path, arch.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            Block(arch, elevation_bias=arch.elevation_bias and i == 0, drop_path=rates[i]) for i in range(arch.depth)
-        )
+        self.blocks = nn.ModuleList(Block(arch, first=i == 0, drop_path=rates[i]) for i in range(arch.depth))
         self.norm = nn.LayerNorm(arch.width, eps=1e-5)
         self.head = nn.Sequential(
             nn.Linear(arch.width, arch.width),
@@ -100,6 +98,10 @@ class TopoFlow(nn.Module):
         with torch.no_grad():
             self.pos_embed.copy_(torch.from_numpy(sincos_2d(self.arch.width, rows, cols)))
             self.var_embed.copy_(torch.from_numpy(sincos_1d(self.arch.width, np.arange(self.arch.variables))))
+        # Last, so that the other weights are those of a network without it.
+        for module in self.modules():
+            if isinstance(module, Attention) and module.relative_position is not None:
+                trunc_normal_(module.relative_position, std=0.02)
 
     def forward(
         self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor, departure: Tensor | None = None
@@ -121,8 +123,10 @@ class TopoFlow(nn.Module):
         """
         self._check_door(x, lead_hours, elevation, rank, departure)
         dtype = self.pos_embed.dtype
-        scores, values, bias = self.var_agg(self.var_query, self.token_embeds(self.var_embed))
-        tokens = embed_and_aggregate(self._pixels(x), scores, values, bias, dtype)
+        table, form = self.token_embeds(self.var_embed)
+        scores, values, bias = self.var_agg(self.var_query, table)
+        pixels = self._pixels(x)
+        tokens = embed_and_aggregate(pixels if form is None else normalised(pixels, form), scores, values, bias, dtype)
         tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
         tokens = tokens + self.lead_time_embed(lead_hours[:, None].to(dtype))[:, None]
         tokens = self.dropout(tokens)
@@ -192,8 +196,8 @@ class PositionsAlongWind(torch.autograd.Function):
 
 
 def patch_mean(field: Tensor, patch: int) -> Tensor:
-    """(H, W) -> (N,) means over p x p pixels, raster order."""
-    return F.avg_pool2d(field[None, None].float(), patch).flatten()
+    """(B, H, W) -> (B, N) means over p x p pixels, raster order."""
+    return F.avg_pool2d(field.float(), patch).flatten(1)
 
 
 def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:

@@ -163,8 +163,8 @@ def check_sensitivity(subject: Subject) -> str:
     assert subject.run
     assert subject.dataset
     assert subject.model
-    if subject.run.wind_scan.mode == "legacy":
-        return "not examined in legacy mode"
+    if subject.run.wind_scan.of_old_code:
+        return f"not examined in mode {subject.run.wind_scan.mode}"
     model = subject.model.eval()
     _, _, (x, lead, elevation, rank, *more) = next(prepared(subject))
     with torch.no_grad():
@@ -173,14 +173,14 @@ def check_sensitivity(subject: Subject) -> str:
         if subject.run.wind_scan.mode != "none":
             tokens = rank.shape[1]
             changes["wind scan"] = model(x, lead, elevation, tokens - 1 - rank, *more)
-        if subject.run.model.elevation_bias:
+        if subject.run.model.elevation_bias != "none":
             changes["elevation bias"] = model(x, lead, torch.zeros_like(elevation), rank, *more)
     model.train()
     scale = float(plain.std())
     shares = {name: float((other - plain).abs().max()) / scale for name, other in changes.items()}
     dead = [name for name, share in shares.items() if share == 0.0]
     said = ", ".join(f"{name} changes the output by up to {share:.2g} deviations" for name, share in shares.items())
-    if subject.run.model.elevation_bias:
+    if subject.run.model.elevation_bias != "none":
         alpha = next(float(p.detach()) for name, p in model.named_parameters() if name.endswith("elevation_alpha"))
         low = -alpha * float(elevation.max() - elevation.min()) / 1000.0
         said += f"; the bias spans {min(low, 0.0):.3g} .. {max(low, 0.0):.3g}"

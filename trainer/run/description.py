@@ -60,7 +60,7 @@ def agreed_kernel(run: Run, world: World) -> str:
     Raises:
         ConfigError: on every rank, if one would take a slower way than the others, which all would wait for.
     """
-    if not run.model.elevation_bias:
+    if run.model.elevation_bias == "none":
         return "nothing (off)"
     mine = kernel_name(world.device.type, dtype_of(run), run.model.width // run.model.heads)
     everyone = [""] * world.size

@@ -68,8 +68,8 @@ def _from_other_inputs(engine: Callable[..., Tensor], dataset: Dataset, val_loss
     run, expect, findings = dataset.run, dataset.run.expect, []
     assert expect is not None
     variants = {}
-    if run.wind_scan.mode != "legacy":
-        if run.model.elevation_bias:
+    if not run.wind_scan.of_old_code:
+        if run.model.elevation_bias != "none" and not run.elevation_as_given:
             variants["without the elevation bias"] = replace(dataset, elevation=torch.zeros_like(dataset.elevation))
         modes = ("none", "global", "regional") if dataset.scan is not None else ()
         for mode in modes:
