@@ -3,8 +3,9 @@
 bias_ij = -slope * relu(z_j - z_i): looking at a higher patch j from a lower patch i costs slope per unit of height. Given -z,
 what costs is looking at a lower patch, whose air must climb. With tokens sorted by elevation, keys before the query have no
 bias, and for keys after it -slope * z_j belongs to the key and +slope * z_i is constant along a row. So attention falls into
-parts that flash kernels compute, merged by their log-sum-exp; the backward pass runs the kernels with the merged output and log-sum-exp, as ring attention does (Liu et al.
-2023, https://arxiv.org/abs/2310.01889). The kernels of the two devices can do different things, hence two ways to cut:
+parts that flash kernels compute, merged by their log-sum-exp; the backward pass runs the kernels with the merged output and
+log-sum-exp, as ring attention does (Liu et al. 2023, https://arxiv.org/abs/2310.01889). The kernels of the two devices can
+do different things, hence two ways to cut:
 
 - CPU: halves of halves. Every half looks at the other as a whole, and only small squares on the diagonal are left.
 - GPU: two causal triangles, the upper one reversed; its kernels take no bias, so that is one more dimension of the keys.
