@@ -16,14 +16,15 @@ EXAMPLES = """  python -m trainer checkpoint list runs/demo
   python -m trainer checkpoint verify runs/demo/checkpoints/latest
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to model.safetensors
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to old_names.ckpt"""
-LIGHTNING_PREFIX = "model.climax."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "verify", "show", "export"])
     parser.add_argument("path", type=Path, help="run directory (list), or one checkpoint")
     parser.add_argument(
-        "--to", type=Path, help="file to export to: .safetensors (with what forecasts need beside it) or Lightning's .ckpt"
+        "--to",
+        type=Path,
+        help="file to export to: .safetensors (with what forecasts need beside it) or .ckpt of the old code's Lightning",
     )
 
 
@@ -85,13 +86,13 @@ def export(checkpoint: Path, to: Path | None) -> None:
 
     from trainer.checkpoint import loading
     from trainer.foreign.records import write_whole
+    from trainer.model.compat import foreign_names
 
     weights = loading.load_weights(checkpoint) if m.config.get("ema") is None else loading.load_averaged(checkpoint)
     # No network is built: the shape () of published scalars is the only difference to what the engine holds.
     weights = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.items()}
     if to.suffix == ".ckpt":
-        prefixed = {LIGHTNING_PREFIX + name: w for name, w in weights.items()}
-        lightning = {"state_dict": prefixed, "epoch": 0, "global_step": m.step, "hyper_parameters": m.config}
+        lightning = {"state_dict": foreign_names(weights), "epoch": 0, "global_step": m.step, "hyper_parameters": m.config}
         write_whole(to, lambda file: torch.save(lightning, file))
     else:
         write_whole(to, lambda file: save_file(weights, file))

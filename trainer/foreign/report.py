@@ -33,6 +33,7 @@ class ImportReport:
     left_out: list[str] = field(default_factory=list)  # channels that only the file's network has
     taken: str = ""  # which of the file's state dicts
     also: list[str] = field(default_factory=list)  # others that were not taken
+    advice: list[str] = field(default_factory=list)  # settings of the network that the file's has, and this one has not
 
     def parameters(self, names: list[str]) -> int:
         return sum(self.expected[name] for name in names)
@@ -113,7 +114,9 @@ class ImportReport:
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise CheckpointError(
             f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed:\n{listed}{more}\n"
-            "Make the model section equal to the file's architecture; only what --allow-missing names may be absent."
+            "Make the model section equal to the file's architecture"
+            + (f" ({', '.join(self.advice)})" if self.advice else "")
+            + "; only what --allow-missing names may be absent."
         )
 
 

@@ -11,7 +11,7 @@ from trainer.config import Run
 from trainer.foreign.channels import by_name, channels_of
 from trainer.foreign.directories import read_tensors
 from trainer.foreign.report import ImportReport, match
-from trainer.model.compat import translate
+from trainer.model.compat import SETTINGS, translate
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 
 
@@ -46,6 +46,7 @@ def import_weights(
     report.fresh, report.left_out = fresh, left_out
     report.remapped, report.ignored = translated.remapped, translated.ignored
     report.taken, report.also = foreign.taken, foreign.also
+    report.advice = [setting for name, setting in SETTINGS.items() if name in report.unexpected]
     return tensors, report
 
 

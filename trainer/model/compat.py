@@ -23,9 +23,21 @@ _RENAMED = (
     (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),
     (re.compile(r"(blocks\.\d+\.mlp\.)[23]\.(weight|bias)$"), r"\1fc2.\2"),
     (re.compile(r"(blocks\.0\.attn\.)alpha$"), r"\1elevation_alpha"),
-    (re.compile(r"(blocks\.0\.attn\.)rel_pos_bias(?:_2d)?\.bias_table$"), r"\1relative_position"),
+    (re.compile(r"(blocks\.0\.attn\.)rel_pos_bias\.bias_table$"), r"\1relative_position"),
     (re.compile(r"patch_embed\.norm\.(weight|bias)$"), r"token_embeds.norm_\1"),
     (re.compile(r"patch_embed\.(proj_weights|proj_biases)$"), r"token_embeds.\1"),
+)
+# Parameters that only some networks have, and the settings that give them to ours.
+SETTINGS = {
+    "blocks.0.attn.elevation_alpha": "model.elevation_bias=descent",
+    "blocks.0.attn.relative_position": "model.relative_position=true",
+    "token_embeds.norm_weight": "model.embedding_norm=true",
+}
+_RELEASE_NAMES = (
+    ("token_embeds.norm_", "patch_embed.norm."),
+    ("token_embeds.", "patch_embed."),
+    (".attn.elevation_alpha", ".attn.alpha"),
+    (".attn.relative_position", ".attn.rel_pos_bias.bias_table"),
 )
 _ONE_PROJECTION = re.compile(r"(.*token_embeds)\.(\d+)\.proj\.(weight|bias)$")
 
@@ -69,6 +81,20 @@ def translate(foreign: dict[str, Tensor], expected: dict[str, torch.Size]) -> Tr
         if prefix and key.startswith(prefix):
             result.remapped.setdefault(key, key.removeprefix(prefix))
     return result
+
+
+def foreign_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that their own old code loads: the release's, where only the release has such a network."""
+    if not {"blocks.0.attn.relative_position", "token_embeds.norm_weight"} & weights.keys():
+        return {f"model.climax.{name}": tensor for name, tensor in weights.items()}
+    released = {}
+    for name, tensor in weights.items():
+        foreign = name
+        for ours, theirs in _RELEASE_NAMES:
+            foreign = foreign.replace(ours, theirs)
+        if not name.endswith("H_scale"):
+            released[f"model.{foreign}"] = tensor.view(1) if name.endswith("elevation_alpha") else tensor
+    return released
 
 
 def legacy_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:

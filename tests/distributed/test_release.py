@@ -1,0 +1,93 @@
+"""A checkpoint of the release of 2026: comes in whole, trains on, resumes to the bit, goes out under its own names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.wind_scan.cache import ScanCache
+from tests import release
+from tests.launching import module, tiny_config, train_several
+from tests.unit.test_release import ARCH
+from trainer.config_file import load
+
+MODEL: dict[str, Any] = {
+    "grid": [16, 32],
+    "width": 24,
+    "depth": 2,
+    "heads": 3,
+    "dropout": 0.1,
+    "drop_path": 0.1,
+    "elevation_bias": "descent",
+    "alpha_init": 2.0,
+    "bias_floor": -10.0,
+    "elevation_as_given": True,
+    "relative_position": True,
+    "first_block_dropout": 0.1,
+    "embedding_norm": True,
+}
+OURS = "blocks.0.attn."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan: ScanCache) -> Path:
+    """A checkpoint in the release's dialect, four steps from it, and two and two under ZeRO 3."""
+    folder = tmp_path_factory.mktemp("release")
+    state = release.checkpoint(replace(ARCH, grid=(16, 32)))
+    torch.save({"state_dict": state | {"china_mask": torch.ones(16, 32)}}, folder / "release.ckpt")
+    config = tiny_config(folder, tiny_path, model=MODEL, wind_scan={"mode": "release"}, checkpoint={"every": 2})
+    jobs: list[dict[str, Any]] = []
+    for zero in ("1", "3"):
+        for name, ends in (("whole", [4]), ("parts", [2, 4])):
+            own = [f"run_dir={folder}/{name}{zero}", f"init_from.path={folder}/release.ckpt"]
+            jobs += [{"zero": zero, "overrides": [*own, f"steps={end}"]} for end in ends]
+    train_several(config, jobs)
+    return folder
+
+
+def test_it_comes_in_whole(folder: Path) -> None:
+    said = json.loads((folder / "whole1/import.json").read_text())
+    assert (said["share_loaded"], said["complete"], said["missing"], said["unexpected"]) == (1.0, True, [], [])
+    assert said["remapped"]["model.patch_embed.norm.weight"] == "token_embeds.norm_weight"
+
+
+@pytest.mark.parametrize("zero", ["1", "3"])
+def test_it_trains_and_resumes_to_the_bit(folder: Path, zero: str) -> None:
+    last = {}
+    for kind in ("weights", "optimizer"):
+        whole, parts = (
+            load_file(folder / f"{name}{zero}/checkpoints/step-00000004/{kind}.safetensors") for name in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        assert not [name for name, tensor in whole.items() if not torch.equal(tensor, parts[name])]
+        last[kind] = whole
+    foreign = release.checkpoint(replace(ARCH, grid=(16, 32)))
+    for ours, theirs in (("relative_position", "rel_pos_bias.bias_table"), ("elevation_alpha", "alpha")):
+        assert not torch.equal(last["weights"][OURS + ours].flatten(), foreign[f"model.{OURS}{theirs}"].flatten())
+
+
+def test_it_goes_out_under_its_own_names(folder: Path) -> None:
+    done = module("trainer", "checkpoint", "export", f"{folder}/whole1/checkpoints/latest", "--to", f"{folder}/back.ckpt")
+    assert done.returncode == 0, done.stderr
+    back = torch.load(folder / "back.ckpt", weights_only=True)["state_dict"]
+    foreign = release.checkpoint(replace(ARCH, grid=(16, 32)))
+    assert {name: tensor.shape for name, tensor in back.items()} == {name: tensor.shape for name, tensor in foreign.items()}
+    ours = load_file(folder / "whole1/checkpoints/step-00000004/weights.safetensors")
+    assert torch.equal(back["model.blocks.0.attn.rel_pos_bias.bias_table"], ours[f"{OURS}relative_position"])
+    assert torch.equal(back["model.blocks.0.attn.alpha"], ours[f"{OURS}elevation_alpha"].view(1))
+
+
+def test_a_network_without_its_parts_says_which_settings_it_lacks(folder: Path) -> None:
+    plain = {key: MODEL[key] for key in ("grid", "width", "depth", "heads")} | {"elevation_bias": "none"}
+    config = folder / "plain.yaml"
+    config.write_text(json.dumps(load(folder / "config.yaml").model_dump(mode="json") | {"model": plain}))
+    done = module("trainer", "import", "--from", f"{folder}/release.ckpt", "--to", f"{folder}/out", "--config", str(config))
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "model.elevation_bias=descent, model.relative_position=true, model.embedding_norm=true" in said
