@@ -7,20 +7,26 @@ It is read from there, and never unpacked to a disk.
 from __future__ import annotations
 
 import glob
+import gzip
 import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
+
+from isal import igzip, igzip_lib
 
 from data import DataError
 
 ENDINGS = (".nc", ".nc3", ".nc4", ".cdf", ".grd", ".netcdf")  # searched for in directories and archives
 GRIB_ENDINGS = (".grib", ".grb", ".grib1", ".grb1", ".grib2", ".grb2")  # in directories only: its library wants files
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+_PACKED_WRONGLY = cast(type[Exception], igzip_lib.IsalError)  # which its types say is an instance
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, _PACKED_WRONGLY, lzma.LZMAError, EOFError)
 # (what a file begins with, what it is and what to do with it)
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x0e\x03\x13\x01", "HDF4: turn it into NetCDF first, as with `h4tonccf_nc4` or `ncl_convert2nc`"),
@@ -137,18 +143,28 @@ def _members(archive: Path) -> Iterator[Path]:
             with zipfile.ZipFile(archive) as opened:
                 names = opened.namelist()
         else:
-            with tarfile.open(archive) as tar:
+            with _opened_tar(archive) as tar:
                 names = [member.name for member in tar if member.isfile()]
     except DAMAGED as error:
         raise DataError(f"{archive} is damaged or cut off ({error}): fetch it again.") from error
     yield from (archive / name for name in names if name.endswith(ENDINGS))
 
 
+@contextmanager
+def _opened_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Of gzip by a decompressor that takes a third of the time."""
+    with ExitStack() as stack:
+        packed = stack.enter_context(archive.open("rb"))
+        is_gzip = packed.peek(2).startswith(b"\x1f\x8b")
+        plain = stack.enter_context(igzip.IGzipFile(fileobj=packed)) if is_gzip else packed
+        yield stack.enter_context(tarfile.open(fileobj=plain))
+
+
 @lru_cache(maxsize=1)
 def _unpacked(archive: Path, _: int) -> dict[str, bytes]:
     """All files of a tar archive, which can only be read from its beginning; one archive at a time is kept in memory."""
     files = {}
-    with tarfile.open(archive) as tar:
+    with _opened_tar(archive) as tar:
         for member in tar:
             content = tar.extractfile(member) if member.isfile() and member.name.endswith(ENDINGS) else None
             if content is not None:

@@ -1,16 +1,20 @@
 """What can be known of a file in milliseconds: whether it is made like one that was looked into already, and its times.
 
 Six years of one file an hour are 52,584 files. Guessing which of their variables are coordinates takes a tenth of a second
-a file; so it is done once for all files whose headers differ in nothing but times.
+a file; so it is done once for all files whose headers differ in nothing but times. The NetCDF library takes 4 ms to open a
+file, and as long to unpack its fields of coordinates: NetCDF-4 is HDF5, which tells the same in 1 ms, and compressed
+coordinates are compared as they are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import netCDF4
 import numpy as np
 import xarray as xr
@@ -20,6 +24,7 @@ from data.prepare.sources.spellings import Clock
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
 TOLD = ("units", "standard_name", "axis", "coordinates", "long_name")  # by what coordinates and units are known
 
 
@@ -55,11 +60,69 @@ def read_header(path: Path) -> Header | None:
     archive = given.archive_of(path)
     content = None if archive is None else given.read_member(path, archive)
     try:
+        found = _described_as_hdf5(path, content) if _is_hdf5(path, content) else None
+        if found is not None:
+            return found
         with netCDF4.Dataset(path, memory=content) as file:
             file.set_auto_maskandscale(False)
             return _described(file)
     except (OSError, RuntimeError):  # what is wrong with it is said where it is opened for good
         return None
+
+
+def _is_hdf5(path: Path, content: bytes | None) -> bool:
+    if content is not None:
+        return content.startswith(HDF5)
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
+    """None where two dimensions are as long: which of them a variable has is dear to find out."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    if content is not None:
+        access.set_fapl_core(backing_store=False)
+        access.set_file_image(content)
+    digest, times = hashlib.sha256(), {}
+    lengths: list[int] = []
+    root = h5py.h5g.open(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access), b"/")
+    for name in sorted(root):
+        variable = h5py.h5o.open(root, name)
+        if not isinstance(variable, h5py.h5d.DatasetID):
+            continue
+        own, readable = name.decode(), h5py.Dataset(variable)
+        attributes = {key: _text(readable, key) for key in TOLD if h5py.h5a.exists(variable, key.encode())}
+        is_dimension = h5py.h5ds.is_scale(variable)
+        if is_dimension:
+            lengths.append(variable.shape[0])
+        if "since" in attributes.get("units", "") and is_dimension:
+            calendar = {"calendar": _text(readable, "calendar")} if h5py.h5a.exists(variable, b"calendar") else {}
+            times[own] = (np.asarray(readable[:]), attributes | calendar)
+            attributes = {}
+        digest.update(f"{own} {is_dimension} {variable.shape} {variable.dtype} {sorted(attributes.items())}\n".encode())
+        if own in (*LATITUDES, *LONGITUDES):
+            digest.update(_content(readable))
+    return Header(digest.hexdigest(), times) if len(set(lengths)) == len(lengths) else None
+
+
+def _text(variable: h5py.Dataset, attribute: str) -> str:
+    value = variable.attrs[attribute]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _content(coordinate: h5py.Dataset) -> bytes:
+    """What tells the values of a coordinate from others: compressed ones as they are stored, with how they are."""
+    if coordinate.ndim > 2 and coordinate.shape[0] > 1:
+        return np.ascontiguousarray(coordinate[0]).tobytes()
+    if coordinate.chunks is None:
+        return np.ascontiguousarray(coordinate[()]).tobytes()
+    stored, how = coordinate.id, coordinate.id.get_create_plist()
+    filters = [how.get_filter(number)[0] for number in range(how.get_nfilters())]
+    parts = [f"{coordinate.chunks} {filters}".encode()]
+    for number in range(stored.get_num_chunks()):
+        offset = stored.get_chunk_info(number).chunk_offset
+        parts += [str(offset).encode(), stored.read_direct_chunk(offset)[1]]
+    return b" ".join(parts)
 
 
 def _described(file: netCDF4.Dataset) -> Header:
