@@ -20,10 +20,13 @@ VARIANTS = {
     "descent": ["model.elevation_bias=descent"],
     "climb": ["model.elevation_bias=climb"],
     "scan": SCAN,
-    "scan and climb": [*SCAN, "model.elevation_bias=climb"],
     "relative": ["model.relative_position=true"],
-    "between": ["model.elevation_bias=climb"],  # with the highest ground on the way, see between.py
+    "between": ["model.elevation_bias=climb"],
+    "locality": [],
+    "advection": [],
+    "scan and climb": [*SCAN, "model.elevation_bias=climb"],
 }
+ALTERNATIVES = ("between", "locality", "advection")  # alternatives.py: only here, and only where there are barriers
 MATTER = ("none", "descent", "climb")  # those with more seeds
 
 
@@ -42,5 +45,11 @@ class Job:
 
 def jobs() -> list[Job]:
     """All of them, so ordered that what an interrupted study has is balanced."""
-    first = [Job(k, variant, seed) for seed in SEEDS for variant in VARIANTS for k in BLOCKING]
+    first = [
+        Job(k, variant, seed)
+        for seed in SEEDS
+        for variant in VARIANTS
+        for k in BLOCKING
+        if k or variant not in (*ALTERNATIVES, "scan and climb")
+    ]
     return first + [Job(k, variant, seed) for seed in MORE_SEEDS for variant in MATTER for k in BLOCKING]

@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 from scipy.ndimage import maximum_filter
 
-from benchmarks.physics_study.design import HERE, LEADS, ROOT, STORE, TEST_SAMPLES, VARIANTS, Job
+from benchmarks.physics_study.design import ALTERNATIVES, HERE, LEADS, ROOT, STORE, TEST_SAMPLES, VARIANTS, Job
 from data.synthetic.synthesize import load_static
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RANKS": "1", "PYTHONPATH": str(ROOT)}
@@ -64,9 +64,10 @@ def train_and_score(work: Path, job: Job) -> dict[str, Any]:
     run, log = work / job.name, work / f"{job.name}.log"
     keys = [key.format(scan=scan_of(work, job.blocking)) for key in VARIANTS[job.variant]]
     keys += [f"run_dir={run}", f"data.store={store_of(work, job.blocking)}", f"seed={job.seed}"]
-    program = "benchmarks.physics_study.between" if job.variant == "between" else "trainer"
-    _call(log, program, "train", "--config", HERE / "study.yaml", *keys)
-    _call(log, program, "evaluate", run, "--samples", TEST_SAMPLES, "--regions", work / "regions.geojson")
+    alternative = job.variant in ALTERNATIVES
+    program = ("benchmarks.physics_study.alternatives", job.variant) if alternative else ("trainer",)
+    _call(log, *program, "train", "--config", HERE / "study.yaml", *keys)
+    _call(log, *program, "evaluate", run, "--samples", TEST_SAMPLES, "--regions", work / "regions.geojson")
     scores = json.loads((run / "evaluation-test.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in metrics if row["kind"] == "train"]
