@@ -57,9 +57,27 @@ def test_misspelt_synonym_is_answered_with_our_name() -> None:
         validate(tree, source="test")
 
 
-def test_alpha_init_without_the_bias_is_refused() -> None:
-    with pytest.raises(ConfigError, match="alpha_init is not read"):
-        load(DEMO, ["model.elevation_bias=false", "model.alpha_init=0.1"])
+@pytest.mark.parametrize("inert", ["alpha_init=0.0", "bias_floor=-1.0", "elevation_as_given=true"])
+def test_settings_of_a_bias_that_is_off_are_refused(inert: str) -> None:
+    with pytest.raises(ConfigError, match=f"{inert.partition('=')[0]} is not read"):
+        load(DEMO, ["model.elevation_bias=none", f"model.{inert}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("true", "descent"), ("false", "none"), ("climb", "climb"), ("descent", "descent"), ("none", "none")]
+)
+def test_the_elevation_bias_has_a_direction(written: str, meant: str) -> None:
+    """Configurations and manifests of before it had one say true or false."""
+    run = load(DEMO, [f"model.elevation_bias={written}"])
+    assert (run.model.elevation_bias, run.architecture().elevation_bias) == (meant, meant)
+
+
+def test_a_network_of_old_code_is_asked_for_what_it_reads() -> None:
+    for mode in ("legacy", "release"):
+        with pytest.raises(ConfigError, match=f"wind_scan.mode {mode} is for networks of the old code"):
+            load(DEMO, [f"wind_scan={{mode: {mode}}}"])
+    with pytest.raises(ConfigError, match="add it to data.inputs"):
+        load(DEMO, ["model.elevation_as_given=true", "data.inputs=[u, v, pm25, pm10, so2, no2, co, o3]"])
 
 
 def test_absent_and_unreadable_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -157,8 +158,9 @@ def test_golden_values_of_the_old_code(name: str) -> None:
     assert relative(y, torch.from_numpy(golden["y"])) < 2e-4
 
 
-def test_whole_network_equals_the_obvious_one_with_all_gradients() -> None:
-    model, given = randomised(SMALL), arguments(SMALL)
+@pytest.mark.parametrize("bias", ["descent", "climb", "none"])
+def test_whole_network_equals_the_obvious_one_with_all_gradients(bias: str) -> None:
+    model, given = randomised(replace(SMALL, elevation_bias=bias)), arguments(SMALL)
     cotangent = torch.randn(2, 6, *SMALL.grid, dtype=torch.float64)
     (model(*given) * cotangent).sum().backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
@@ -305,7 +307,11 @@ def test_cuts_cover_every_pair_of_tokens_once(tokens: int, square: int) -> None:
 
 @pytest.mark.parametrize("kernel", ["flash halves", "flash triangles"])
 @pytest.mark.parametrize("slope", [0.0, 1.3e-3])
-def test_tokens_come_in_any_order_and_stay_in_it(kernel: str, slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("climb", [False, True])
+def test_tokens_come_in_any_order_and_stay_in_it(
+    kernel: str, slope: float, climb: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In either direction: a climb is a descent of terrain turned upside down."""
     monkeypatch.setattr(elevation_bias, "kernel_name", lambda *_: kernel)
     torch.manual_seed(0)
     qkv = torch.randn(3, 40, 3, 2, 8, dtype=torch.float64, requires_grad=True)
@@ -313,8 +319,9 @@ def test_tokens_come_in_any_order_and_stay_in_it(kernel: str, slope: float, monk
     z[:, ::4] = 0.0
     s = torch.tensor(slope, dtype=torch.float64, requires_grad=True)
     results = []
-    for attend in (elevation_biased_attention, obvious.attend):
-        out = attend(qkv, z, s)
+    ours = partial(elevation_biased_attention, qkv, -z if climb else z, s)
+    for attend in (ours, partial(obvious.attend, qkv, z, s, climb)):
+        out = attend()
         results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, s))))
     for ours, truth in zip(*results, strict=True):
         assert relative(ours, truth) < 1e-11

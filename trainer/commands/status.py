@@ -14,6 +14,7 @@ from data.command_line import clock, console
 from data.strict import parse_yaml
 from trainer.checkpoint import store
 from trainer.checkpoint.manifest import CheckpointError
+from trainer.scores.strength import judged
 
 TAIL_BYTES = 1 << 17
 RECENT = 20  # training rows
@@ -57,7 +58,7 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
             ("ETA", _eta(training, config["steps"])),
             ("waiting for data", f"{100 * last['data_wait_share']:.1f} %"),
             ("slowest rank", f"{last.get('slowest_rank', '-')}, {last.get('slowest_over_mean', 1.0):.2f} x the mean"),
-            ("elevation_alpha", alpha),
+            ("elevation_alpha", " ".join(filter(None, [alpha, judged(training)]))),
         ]
     validated = [row for row in rows if row["kind"] == "validation"]
     if validated:

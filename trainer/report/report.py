@@ -71,7 +71,8 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
         caption = f"The {which} of all {lead} h forecasts by squared error: from {case['analysis']}, UTC."
         title = f"{which.capitalize()} forecast"
         runs.plot_case(forecaster, hour_of(forecaster, case["analysis"]), lead, picture(f"case-{which}", title, caption))
-    runs.plot_curves(run_dir, picture("curves", "Training", "Loss, learning rate and the strength of the elevation bias."))
+    caption = f"Loss, learning rate and the strength of the elevation bias. {runs.judged_bias(run_dir)}"
+    runs.plot_curves(run_dir, picture("curves", "Training", caption.strip()))
     out = run_dir / f"report-{split}.html"
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")
     out.write_text(page(run_dir.name, evaluation, config, pictures, _training(forecaster)), encoding="utf-8")

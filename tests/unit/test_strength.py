@@ -1,0 +1,36 @@
+"""When the learned strength of the elevation bias is worth a warning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.scores.strength import ENOUGH_STEPS, judged
+
+
+def path(end: float, noise: float, steps: int) -> list[dict]:
+    """An alpha that goes to its end over the first quarter, and fluctuates."""
+    rng, every = np.random.default_rng(0), np.arange(20, steps + 1, 20)
+    alpha = end * np.minimum(every / steps * 4, 1) + noise * rng.standard_normal(len(every))
+    return [{"step": int(s), "elevation_alpha": float(a)} for s, a in zip(every, alpha, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("end", "noise", "steps", "warning"),
+    [
+        (1.0, 0.05, 600, ""),
+        (-0.4, 0.05, 600, "below 0"),
+        (0.03, 0.05, 600, "within its own fluctuations"),
+        (-0.03, 0.05, 3000, "within its own fluctuations"),
+        (-0.4, 0.05, ENOUGH_STEPS - 20, ""),
+    ],
+)
+def test_a_bias_of_the_wrong_sign_or_none_is_said(end: float, noise: float, steps: int, warning: str) -> None:
+    said = judged(path(end, noise, steps))
+    assert warning in said
+    assert bool(said) == bool(warning)
+
+
+def test_a_network_without_the_bias_is_not_judged() -> None:
+    assert judged([{"step": 1000, "loss": 0.1}]) == ""
+    assert judged([]) == ""
