@@ -6,6 +6,7 @@ between    -alpha * max(0, highest ground on the straight way from key to query 
 locality   -beta_h * squared distance between key and query, 1000 km
 advection  -beta_h * squared distance between where the key's air goes and where the query's air comes from: half of the way
            each, with the wind of the analysis at the key and that of the valid time at the query
+deaf       no attention between patches, in any block: below what attention is worth, nothing that shapes it can be worth more
 
 A squared distance |a_i - b_j|^2 is |b_j|^2 - 2 a_i . b_j but for a constant along the row, so the last two are three more
 dimensions of queries and keys: exact in any flash kernel, without a table.
@@ -93,7 +94,14 @@ class AdvectingAttention(NearAttention):
     moving = True
 
 
-KINDS = {"between": BetweenAttention, "locality": NearAttention, "advection": AdvectingAttention}
+class DeafAttention(Attention):
+    """Every patch attends to itself alone: what a network is worth that moves nothing from patch to patch."""
+
+    def _attend(self, qkv: Tensor, elevation: Tensor) -> Tensor:
+        return qkv[:, :, 2]
+
+
+KINDS = {"between": BetweenAttention, "locality": NearAttention, "advection": AdvectingAttention, "deaf": DeafAttention}
 
 
 def over_the_way(height: Tensor) -> Tensor:

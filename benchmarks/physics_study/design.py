@@ -11,23 +11,27 @@ RESULTS = HERE / "results.json"
 BLOCKING = (0, 2, 8)  # per km of climb
 LEADS = (12, 24, 48)
 REGIONS = ("domain", "plains", "slopes", "lee", "plateau")
-SEEDS, MORE_SEEDS = (1, 2, 3), (4, 5)
 STORE = ["--start", "2015-04-01", "--days", "180", "--grid", "32", "64", "--train", "0.6", "--validation", "0.1"]
 TEST_SAMPLES = 1200
 SCAN = ["wind_scan.mode=regional", "wind_scan.cache={scan}"]
+LONG = ["steps=3000", "checkpoint.every=3000", "telemetry.every=100"]
 VARIANTS = {
     "none": [],
     "descent": ["model.elevation_bias=descent"],
     "climb": ["model.elevation_bias=climb"],
     "scan": SCAN,
+    "scan and climb": [*SCAN, "model.elevation_bias=climb"],
     "relative": ["model.relative_position=true"],
     "between": ["model.elevation_bias=climb"],
     "locality": [],
     "advection": [],
-    "scan and climb": [*SCAN, "model.elevation_bias=climb"],
+    "deaf": [],
+    "long none": LONG,
+    "long climb": [*LONG, "model.elevation_bias=climb"],
+    "long scan": [*LONG, *SCAN],
 }
-ALTERNATIVES = ("between", "locality", "advection")  # alternatives.py: only here, and only where there are barriers
-MATTER = ("none", "descent", "climb")  # those with more seeds
+ALTERNATIVES = ("between", "locality", "advection", "deaf")  # alternatives.py: only here
+MATTER = ("none", "descent", "climb", "scan")  # on every reanalysis, with several seeds
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,13 @@ class Job:
 
 
 def jobs() -> list[Job]:
-    """All of them, so ordered that what an interrupted study has is balanced."""
+    """All of them, so ordered that an interrupted study says most: one seed of everything, then more of what matters."""
     first = [
-        Job(k, variant, seed)
-        for seed in SEEDS
+        Job(k, variant, seed=1)
         for variant in VARIANTS
         for k in BLOCKING
-        if k or variant not in (*ALTERNATIVES, "scan and climb")
+        if (k == 8 or not variant.startswith("long")) and (k or variant not in ("between", "locality", "advection"))
     ]
-    return first + [Job(k, variant, seed) for seed in MORE_SEEDS for variant in MATTER for k in BLOCKING]
+    more = [Job(k, variant, seed) for seed in (2, 3) for variant in MATTER for k in BLOCKING]
+    others = [Job(k, variant, seed) for seed in (2, 3) for variant in ("scan and climb", "relative") for k in BLOCKING]
+    return [*first, *more, *others, *(Job(k, variant, seed) for seed in (4, 5) for variant in MATTER[:3] for k in BLOCKING)]

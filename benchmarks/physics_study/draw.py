@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from benchmarks.physics_study.design import BLOCKING, HERE, LEADS, REGIONS, RESULTS, ROOT, VARIANTS
+from benchmarks.physics_study.design import BLOCKING, HERE, LEADS, REGIONS, RESULTS, ROOT, TEST_SAMPLES, VARIANTS
 
 matplotlib.use("Agg")
 OUT, FIGURES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
@@ -94,6 +94,16 @@ def difference_table(results: Results, pairs: list[tuple[str, str]], leads: tupl
                 name = f"{variant} against {than}"
                 rows.append([name, str(blocking), str(len(values[0])), *map(cell, values)])
     return table(["", "blocking", "seeds", *REGIONS], rows)
+
+
+def lee_table(results: Results, variants: list[str]) -> str:
+    rows = []
+    for variant in variants:
+        for blocking in BLOCKING:
+            values = [results.differences(blocking, variant, "none", "lee", (lead,)) for lead in (24, 48)]
+            if any(values):
+                rows.append([variant, str(blocking), str(len(values[0])), *map(cell, values)])
+    return table(["against none", "blocking", "seeds", "24 h", "48 h"], rows)
 
 
 def alpha_table(results: Results) -> str:
@@ -233,6 +243,8 @@ def draw() -> None:
         "rising": "; ".join("{}: {} of {}".format(name, *rising(results, name)) for name in BIASES),
         "differences": difference_table(results, [*against_none, ("climb", "descent"), ("advection", "locality")]),
         "near": difference_table(results, against_none, (12,)),
+        "later": lee_table(results, [variant for variant, _ in against_none]),
+        "samples": f"{TEST_SAMPLES:,}",
         "loss": loss_table(results),
         "cost": cost_table(results),
     }
