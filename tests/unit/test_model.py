@@ -489,3 +489,14 @@ def test_unused_dimensions_that_a_gpu_kernel_needs_change_nothing() -> None:
             results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, slope))))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [256, 101])
+def test_the_operators_of_a_gpu_take_what_they_are_given(tokens: int) -> None:
+    """On tensors without values, torch checks the operators' arguments and says the shapes of what they return."""
+    qkv = torch.empty(2, tokens, 3, 2, 96, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    z, slope = torch.empty(2, tokens, device="meta"), torch.empty((), device="meta", requires_grad=True)
+    out = Triangles.apply(qkv, z, slope)
+    gradients = torch.autograd.grad(out, (qkv, slope), torch.empty_like(out))
+    assert (out.shape, out.dtype) == ((2, tokens, 2, 96), torch.bfloat16)
+    assert [(g.shape, g.dtype) for g in gradients] == [(qkv.shape, torch.bfloat16), ((), torch.float32)]

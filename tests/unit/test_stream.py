@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DataError
-from data.batch import Normalizer
+from data.batch import Normalizer, ahead_on_device
 from data.channels.channels import Channels
 from data.samples import SampleIndex, index_samples, positions_of_rank, step_start
 from data.store.layout import Store
@@ -149,3 +153,48 @@ def test_a_step_starts_at_the_first_place_clear_of_what_is_stepped_over(seen: in
     starts = sorted({seen, *(last for _, last in ranges if last > seen)})
     clear = [s for s in starts if not banned & set(range(s, s + total))]
     assert step_start(seen, total, ranges) == clear[0]
+
+
+def test_a_gpu_gets_the_next_batch_while_it_computes_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what is asked of a GPU, on one that only writes down: the computing stream waits for the copy, every
+    tensor is recorded for it, and the next copy is started before this batch is given out."""
+    done: list[str] = []
+
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def record_stream(self, stream: Any) -> None:
+            done.append(f"record {self.name} for {stream.name}")
+
+    class Raw:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def to(self, device: torch.device) -> SimpleNamespace:
+            done.append(f"copy {self.number} on {streams[-1]}")
+            names = ("target", "lead_hours", "rank", "counted")
+            own = {name: Recorded(f"{name} {self.number}") for name in names}
+            return SimpleNamespace(fields={"weather": Recorded(f"weather {self.number}")}, number=self.number, **own)
+
+    @contextlib.contextmanager
+    def current(stream: Any) -> Iterator[None]:
+        streams.append(stream.name)
+        yield
+        streams.pop()
+
+    streams = ["computing"]
+    computing = SimpleNamespace(name="computing", wait_stream=lambda other: done.append(f"computing waits for {other.name}"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(name="copying"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    batches: Any = iter([Raw(0), Raw(1)])
+    given: Any = ahead_on_device(batches, torch.device("cuda"))
+    for batch in given:
+        done.append(f"compute {batch.number}")
+    names = ("weather", "target", "lead_hours", "rank", "counted")
+    recorded = [[f"record {name} {number} for computing" for name in names] for number in (0, 1)]
+    wait = "computing waits for copying"
+    assert done == [
+        "copy 0 on copying", wait, *recorded[0], "copy 1 on copying", "compute 0", wait, *recorded[1], "compute 1",
+    ]  # fmt: skip
