@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from trainer.scores.strength import ENOUGH_STEPS, judged
+from trainer.scores.strength import ENOUGH_STEPS, judged, judged_in
 
 
 def path(end: float, noise: float, steps: int) -> list[dict]:
@@ -29,6 +32,13 @@ def test_a_bias_of_the_wrong_sign_or_none_is_said(end: float, noise: float, step
     said = judged(path(end, noise, steps))
     assert warning in said
     assert bool(said) == bool(warning)
+
+
+def test_a_run_is_judged_by_its_log(tmp_path: Path) -> None:
+    rows = [json.dumps(row | {"kind": "train"}) for row in path(-0.4, 0.05, 600)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, '{"kind": "validation", "step": 600}', '{"kind": "tra']))
+    assert "below 0" in judged_in(tmp_path)
+    assert judged_in(tmp_path / "elsewhere") == ""
 
 
 def test_a_network_without_the_bias_is_not_judged() -> None:

@@ -20,6 +20,7 @@ from trainer.preflight.report import Failed, Subject
 from trainer.run import start
 from trainer.scores.errors import weighted_loss
 from trainer.scores.scoring import validation_loss
+from trainer.scores.strength import judged_in
 
 LEAST_BIAS = 1e-3  # of scores: the highest patch would get 0.1 % less weight than the lowest one; below is F03
 SAMPLES = 12
@@ -191,7 +192,7 @@ def check_sensitivity(subject: Subject) -> str:
             f"{' and '.join(dead)} changes nothing",
             "the feature cannot act: look at alpha_init, the elevation and the wind-scan cache before spending GPU-hours on it",
         )
-    return said or "no physics feature is on"
+    return f"{said}; what it was worth in trainings: docs/study.md" if said else "no physics feature is on"
 
 
 def check_checkpoint(subject: Subject) -> str:
@@ -228,7 +229,8 @@ def check_resume(subject: Subject) -> str:
     earlier = subject.dataset.store.earlier
     found, progress = start.look_back(subject.asked, present, options.allow_change, earlier)
     if found is not None:
-        return f"continues from {found} at step {progress.step} of {subject.asked.steps}"
+        warning = judged_in(subject.asked.run_dir)
+        return f"continues from {found} at step {progress.step} of {subject.asked.steps}" + (warning and f". {warning}")
     other = start.of_another_directory(subject.asked.run_dir, options.config)
     if other is not None:
         raise Failed(

@@ -14,6 +14,7 @@ from trainer.forecaster import Forecaster, given_weather, hour_of
 from trainer.report import runs, scores
 from trainer.report.page import page
 from trainer.scores.comparison import read_evaluation
+from trainer.scores.strength import judged_in
 
 LINES = {
     "skill": (scores.plot_skill, "Skill", "Against each baseline, by lead time; bars are 95 % intervals."),
@@ -71,7 +72,7 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
         caption = f"The {which} of all {lead} h forecasts by squared error: from {case['analysis']}, UTC."
         title = f"{which.capitalize()} forecast"
         runs.plot_case(forecaster, hour_of(forecaster, case["analysis"]), lead, picture(f"case-{which}", title, caption))
-    caption = f"Loss, learning rate and the strength of the elevation bias. {runs.judged_bias(run_dir)}"
+    caption = f"Loss, learning rate and the strength of the elevation bias. {judged_in(run_dir)}"
     runs.plot_curves(run_dir, picture("curves", "Training", caption.strip()))
     out = run_dir / f"report-{split}.html"
     config = (run_dir / "config.yaml").read_text(encoding="utf-8")

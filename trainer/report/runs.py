@@ -19,7 +19,6 @@ from PIL import Image
 from data import DataError
 from data.store.layout import Store
 from trainer.forecaster import Forecaster, forecast
-from trainer.scores.strength import judged
 
 matplotlib.use("Agg")
 LABELS = {"pm25": "PM$_{2.5}$", "pm10": "PM$_{10}$", "so2": "SO$_2$", "no2": "NO$_2$", "co": "CO", "o3": "O$_3$"}
@@ -33,7 +32,10 @@ def plot_curves(run_dir: Path, out: Path) -> None:
     Raises:
         DataError: the run has written no metrics yet.
     """
-    rows = _metrics(run_dir)
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise DataError(f"no metrics at {path}: the run has not logged a step yet.")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     train = [r for r in rows if r["kind"] == "train"]
     validation = [r for r in rows if r["kind"] == "validation"]
     has_alpha = any("elevation_alpha" in r for r in train)
@@ -53,18 +55,6 @@ def plot_curves(run_dir: Path, out: Path) -> None:
         panels[2].axhline(0, color="0.7", lw=0.8)
         panels[2].set(xlabel="optimizer step", title="elevation_alpha (bias per km)")
     write(figure, out)
-
-
-def judged_bias(run_dir: Path) -> str:
-    """What is wrong with the elevation bias that was learned; empty if nothing is."""
-    return judged([row for row in _metrics(run_dir) if row["kind"] == "train"])
-
-
-def _metrics(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(f"no metrics at {path}: the run has not logged a step yet.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:

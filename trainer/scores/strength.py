@@ -6,7 +6,10 @@ nothing. docs/study.md has what it came to there, and what it was worth.
 
 from __future__ import annotations
 
+import json
 import statistics
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 ENOUGH_STEPS = 600  # as long as the trainings of the study, by whose end the sign was settled or never would be
@@ -27,3 +30,12 @@ def judged(training: list[dict[str, Any]]) -> str:
     if middle < 0:
         return "WARNING: below 0, it rewards what it should charge: try the other model.elevation_bias, see docs/study.md"
     return ""
+
+
+def judged_in(run_dir: Path) -> str:
+    """The same of all that a run has logged; a line that a kill has cut short is left out."""
+    path, rows = run_dir / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return judged([row for row in rows if row["kind"] == "train"])
