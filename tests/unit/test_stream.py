@@ -195,6 +195,5 @@ def test_a_gpu_gets_the_next_batch_while_it_computes_on_this_one(monkeypatch: py
     names = ("weather", "target", "lead_hours", "rank", "counted")
     recorded = [[f"record {name} {number} for computing" for name in names] for number in (0, 1)]
     wait = "computing waits for copying"
-    assert done == [
-        "copy 0 on copying", wait, *recorded[0], "copy 1 on copying", "compute 0", wait, *recorded[1], "compute 1",
-    ]  # fmt: skip
+    first, second = ["copy 0 on copying", wait, *recorded[0]], [wait, *recorded[1]]
+    assert done == [*first, "copy 1 on copying", "compute 0", *second, "compute 1"]
