@@ -26,9 +26,10 @@ $(STORE): | .venv/installed
 $(SCAN): | $(STORE)
 	$(BIN)/python -m data wind-scan $(STORE) --out $(SCAN) --regions 8 16
 
-# make train steps=2400 continues the same run.
-train: .venv/installed | $(STORE) $(SCAN)
-	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps))
+# make train steps=2400 continues the same run; make train scan=regional RUN=runs/scan trains another with the wind scan.
+train: .venv/installed | $(STORE) $(if $(scan),$(SCAN))
+	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps)) \
+	  run_dir=$(RUN) $(if $(scan),wind_scan.mode=$(scan) wind_scan.cache=$(SCAN))
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m trainer evaluate $(RUN)
 	$(BIN)/python -m trainer report $(RUN)
 

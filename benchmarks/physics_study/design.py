@@ -29,8 +29,9 @@ VARIANTS = {
     "long none": LONG,
     "long climb": [*LONG, "model.elevation_bias=climb"],
     "long scan": [*LONG, *SCAN],
+    "long deaf": LONG,
 }
-ALTERNATIVES = ("between", "locality", "advection", "deaf")  # alternatives.py: only here
+ALTERNATIVES = ("between", "locality", "advection", "deaf", "long deaf")  # alternatives.py: only here
 MATTER = ("none", "descent", "climb", "scan")  # on every reanalysis, with several seeds
 
 

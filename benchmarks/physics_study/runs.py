@@ -65,7 +65,7 @@ def train_and_score(work: Path, job: Job) -> dict[str, Any]:
     keys = [key.format(scan=scan_of(work, job.blocking)) for key in VARIANTS[job.variant]]
     keys += [f"run_dir={run}", f"data.store={store_of(work, job.blocking)}", f"seed={job.seed}"]
     alternative = job.variant in ALTERNATIVES
-    program = ("benchmarks.physics_study.alternatives", job.variant) if alternative else ("trainer",)
+    program = ("benchmarks.physics_study.alternatives", job.variant.removeprefix("long ")) if alternative else ("trainer",)
     _call(log, *program, "train", "--config", HERE / "study.yaml", *keys)
     _call(log, *program, "evaluate", run, "--samples", TEST_SAMPLES, "--regions", work / "regions.geojson")
     scores = json.loads((run / "evaluation-test.json").read_text())

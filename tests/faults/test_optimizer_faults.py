@@ -17,7 +17,8 @@ DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 
 def test_f05_alpha_has_its_own_rate_and_no_decay() -> None:
     """Alpha shared the blocks' rate and weight decay and moved 0.004 in 270 steps."""
-    run = load(DEMO, ["optimizer.lr=1e-4", "optimizer.alpha_lr=3e-2", "optimizer.weight_decay=0.1"])
+    keys = ["model.elevation_bias=descent", "optimizer.lr=1e-4", "optimizer.alpha_lr=3e-2", "optimizer.weight_decay=0.1"]
+    run = load(DEMO, keys)
     model = TopoFlow(run.architecture())
     groups = {group["name"]: group for group in parameter_groups(model, run)}
     assert groups["elevation_alpha"]["params"] == [model.blocks[0].attn.elevation_alpha]
