@@ -128,8 +128,8 @@ def release_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:
 
     The plain mean of channels 0 and 1 *as given*, of the whole grid, makes an angle, its sector of 16 the order: patches sorted
     along it (rows counted southward, v northward, as there), cut into as many bands as the grid is long, and in every band
-    first those of even row + column, in raster order. (The release averages two halves of rows and of columns
-    separately and then stops at patches of 2 x 2 pixels; one mean is what the rest of it is written for.)
+    first those of even row + column, in raster order. (The release averages the quarters of the grid separately
+    and then stops at patches of 2 x 2 pixels; one mean is what the rest of it is written for.)
     """
     rows, cols = patches
     mean_u, mean_v = (x[:, channel].float().mean((1, 2)) for channel in (0, 1))
