@@ -193,6 +193,8 @@ class Run(Section):
             raise ValueError(f"loss.weights {unknown} are not among data.targets")
         if self.wind_scan.of_old_code:
             self._require_old_inputs()
+        if self.wind_scan.mode == "legacy" and self.model.bias_floor is not None:
+            raise ValueError(f"model.bias_floor is {LEGACY_BIAS_FLOOR} where wind_scan.mode is legacy: remove it")
         if self.elevation_as_given and "elevation" not in self.data.inputs:
             raise ValueError("the elevation bias is to read the elevation among the inputs: add it to data.inputs")
         return self

@@ -38,6 +38,8 @@ def study(work: Path, workers: int, variants: list[str]) -> None:
     with ThreadPoolExecutor(workers) as pool:
         started = {pool.submit(runs.train_and_score, work, job): job for job in left}
         for number, future in enumerate(as_completed(started), 1):
+            if future.exception() is not None:  # what has begun ends and is trained again next time, the rest does not begin
+                pool.shutdown(wait=False, cancel_futures=True)
             results["runs"].append(future.result())
             results["runs"].sort(key=lambda row: (row["variant"], row["blocking"], row["seed"]))
             _keep(results)

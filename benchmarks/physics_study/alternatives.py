@@ -6,7 +6,7 @@ between    -alpha * max(0, highest ground on the straight way from key to query 
 locality   -beta_h * squared distance between key and query, 1000 km
 advection  -beta_h * squared distance between where the key's air goes and where the query's air comes from: half of the way
            each, with the wind of the analysis at the key and that of the valid time at the query
-deaf       no attention between patches, in any block: below what attention is worth, nothing that shapes it can be worth more
+deaf       no attention between patches, in any block: what attention, as it is trained here, is worth
 
 A squared distance |a_i - b_j|^2 is |b_j|^2 - 2 a_i . b_j but for a constant along the row, so the last two are three more
 dimensions of queries and keys: exact in any flash kernel, without a table.

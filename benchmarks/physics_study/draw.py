@@ -18,6 +18,7 @@ from benchmarks.physics_study.design import BLOCKING, HERE, LEADS, REGIONS, RESU
 matplotlib.use("Agg")
 OUT, FIGURES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
 BIASES = ("descent", "climb")
+SHORT = tuple(variant for variant in VARIANTS if not variant.startswith("long"))
 COLOURS = dict(zip(BLOCKING, ("0.6", "#1f77b4", "#d62728"), strict=True))
 
 
@@ -137,7 +138,7 @@ def loss_table(results: Results) -> str:
 
 def cost_table(results: Results) -> str:
     rows = []
-    for variant in VARIANTS:
+    for variant in SHORT:
         ratios = [
             row["seconds_a_step"] / results.rows[k, "none", seed]["seconds_a_step"]
             for (k, name, seed), row in results.rows.items()
@@ -165,7 +166,7 @@ def draw_alphas(results: Results, path: Path) -> None:
 
 
 def draw_differences(results: Results, path: Path) -> None:
-    shown = [variant for variant in VARIANTS if variant != "none" and results.seeds(BLOCKING[-1], variant)]
+    shown = [variant for variant in SHORT if variant != "none" and results.seeds(BLOCKING[-1], variant)]
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for panel, region in zip(panels, ("domain", "lee"), strict=True):
         for offset, blocking in zip((-0.22, 0.0, 0.22), BLOCKING, strict=True):
@@ -235,13 +236,16 @@ def draw() -> None:
     draw_ceiling(results, FIGURES / "ceiling.png")
     draw_alphas(results, FIGURES / "alpha.png")
     draw_differences(results, FIGURES / "differences.png")
-    against_none = [(variant, "none") for variant in VARIANTS if variant != "none"]
+    against_none = [(variant, "none") for variant in SHORT if variant != "none"]
     numbers = {
         "trainings": str(len(results.rows)),
         "ceiling": ceiling_table(results),
         "alpha": alpha_table(results),
         "rising": "; ".join("{}: {} of {}".format(name, *rising(results, name)) for name in BIASES),
         "differences": difference_table(results, [*against_none, ("climb", "descent"), ("advection", "locality")]),
+        "long": difference_table(
+            results, [(variant, "long none") for variant in VARIANTS if variant not in (*SHORT, "long none")]
+        ),
         "near": difference_table(results, against_none, (12,)),
         "later": lee_table(results, [variant for variant, _ in against_none]),
         "samples": f"{TEST_SAMPLES:,}",

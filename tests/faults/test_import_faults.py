@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_f01_only_the_allow_list_may_be_missing(tmp_path: Path) -> None:
     report = imported(state, tmp_path, allow=("elevation_alpha",))
     report.refuse_unless_complete()
     assert report.allowed_missing == [BIAS]
+
+
+@pytest.mark.parametrize(("learned", "wanted"), [("climb", "descent"), (True, "climb"), ("descent", "climb")])
+def test_f01_an_alpha_of_the_other_direction_is_refused(tmp_path: Path, learned: str | bool, wanted: str) -> None:
+    """One name for both: a barrier would become its opposite."""
+    save_file(randomised(SMALL).state_dict(), tmp_path / "export.safetensors")
+    (tmp_path / "export.json").write_text(json.dumps({"config": {"model": {"elevation_bias": learned}}}))
+    for bias, complete in ((wanted, False), ("descent" if wanted == "climb" else "climb", True)):
+        network = TopoFlow(replace(SMALL, elevation_bias=bias))
+        _, report = import_weights(network, tmp_path / "export.safetensors", [])
+        assert report.complete == complete
+    with pytest.raises(CheckpointError, match=f"here it is {wanted}"):
+        import_weights(TopoFlow(replace(SMALL, elevation_bias=wanted)), tmp_path / "export.safetensors", [])[
+            1
+        ].refuse_unless_complete()
 
 
 def test_f02_one_layer_head_is_refused_by_shape(tmp_path: Path) -> None:

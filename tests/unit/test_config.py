@@ -14,6 +14,7 @@ from trainer.config import ConfigError, Run
 from trainer.config_file import dump, load, validate
 from trainer.engine import learning_rate, resolve_deepspeed
 
+CHINA = ROOT / "launch" / "configs" / "china_128x256.yaml"
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 
 
@@ -36,8 +37,8 @@ def test_shipped_configurations_are_valid_and_come_back_from_their_dump(path: Pa
         ("data.targets=[pm25, pm25]", "listed twice"),
         ("data.inputs=[u, v, pm25]", "must also be inputs"),
         ("data.targets=[temp]", "are not pollutants"),
-        ("wind_scan.mode=none", "wind_scan.cache is not read when wind_scan.mode is none"),
-        ("wind_scan.cache=null", "needs wind_scan.cache"),
+        ("wind_scan.cache=a", "wind_scan.cache is not read when wind_scan.mode is none"),
+        ("wind_scan.mode=regional", "needs wind_scan.cache"),
         ("model.width=90", "must be divisible by heads"),
         ("model.grid=[33, 64]", "not a whole number of 2 x 2 patches"),
         ("schedule.warmup_steps=5000", "must be less than the schedule's length"),
@@ -76,8 +77,11 @@ def test_a_network_of_old_code_is_asked_for_what_it_reads() -> None:
     for mode in ("legacy", "release"):
         with pytest.raises(ConfigError, match=f"wind_scan.mode {mode} is for networks of the old code"):
             load(DEMO, [f"wind_scan={{mode: {mode}}}"])
+    with pytest.raises(ConfigError, match="remove it"):
+        load(CHINA, ["wind_scan={mode: legacy}", "model.bias_floor=-5.0"])
     with pytest.raises(ConfigError, match="add it to data.inputs"):
-        load(DEMO, ["model.elevation_as_given=true", "data.inputs=[u, v, pm25, pm10, so2, no2, co, o3]"])
+        keys = ["model.elevation_bias=climb", "model.elevation_as_given=true"]
+        load(DEMO, [*keys, "data.inputs=[u, v, pm25, pm10, so2, no2, co, o3]"])
 
 
 def test_absent_and_unreadable_files(tmp_path: Path) -> None:

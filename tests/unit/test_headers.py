@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -65,6 +66,47 @@ def test_files_that_are_made_alike_have_one_signature(tmp_path: Path, kind: str,
         assert other
         seen.add(other.signature)
     assert len(seen) == 1 + len(OTHERS)
+
+
+def test_longitudes_that_are_called_like_a_dimension_count(tmp_path: Path) -> None:
+    """NetCDF-4 stores lon(lat, lon) under another name, since it does not count along lon."""
+
+    def curvilinear(start: float) -> Callable[[netCDF4.Dataset], Any]:
+        def change(file: netCDF4.Dataset) -> None:
+            file.createDimension("lat", 4)
+            file.createDimension("lon", 3)
+            file.createVariable("lon", "f8", ("lat", "lon"))[:] = start + np.arange(12.0).reshape(4, 3)
+
+        return change
+
+    found = [read_header(write(tmp_path / f"{start}.nc", curvilinear(start))) for start in (70.0, 100.0)]
+    assert len({header.signature for header in found if header}) == 2
+
+
+def test_text_of_any_kind_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    """Attributes of the type string, and letters that are not UTF-8."""
+
+    def stated(file: netCDF4.Dataset) -> None:
+        file["time"].delncattr("units")
+        file["time"].setncattr_string("units", "hours since 2015-03-01")
+
+    header = read_header(write(tmp_path / "string.nc", stated))
+    assert header
+    assert header.times["time"][1] == {"units": "hours since 2015-03-01"}
+    path = write(tmp_path / "latin.nc")
+    with h5py.File(path, "a") as file:
+        file["pm25"].attrs["units"] = np.bytes_(b"\xb5g m-3")
+    assert read_header(path)
+
+
+def test_whatever_is_damaged_is_left_to_be_named_later(tmp_path: Path) -> None:
+    whole, rng = write(tmp_path / "whole.nc").read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(8, len(whole), 8):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.nc").write_bytes(bytes(damaged))
+        read_header(tmp_path / "damaged.nc")
 
 
 def test_dimensions_of_one_length_are_told_apart(tmp_path: Path) -> None:

@@ -259,6 +259,8 @@ def test_a_host_that_waits_is_noticed(wait: Any) -> None:
 def test_nothing_in_forward_and_backward_waits_for_a_gpu(kernel: str, reads: list[str] | None) -> None:
     """The halves of a CPU do look at a number: that the test would see it."""
     arch = replace(SMALL, dropout=0.3, drop_path=0.3)
+    if kernel == "query chunks":
+        arch = replace(arch, relative_position=True, first_block_dropout=0.3, bias_floor=-10.0, embedding_norm=True)
     model = randomised(arch, dtype=torch.float32).train()
     given = arguments(arch, dtype=torch.float32)
     with mock.patch.object(elevation_bias, "kernel_name", return_value=kernel), HostReads() as host:

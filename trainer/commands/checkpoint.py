@@ -78,6 +78,10 @@ def export(checkpoint: Path, to: Path | None) -> None:
     if to is None or to.suffix not in (".safetensors", ".ckpt"):
         raise CheckpointError("export needs --to FILE.safetensors or --to FILE.ckpt.")
     m = store.manifest(checkpoint)
+    if to.suffix == ".ckpt" and m.config["model"]["elevation_bias"] == "climb":
+        raise CheckpointError(
+            "the old code has no model.elevation_bias=climb and would take its alpha for descent: export to .safetensors."
+        )
     if store.verify(checkpoint):
         raise CheckpointError(f"{checkpoint} is damaged: look at it with `python -m trainer checkpoint verify`.")
 

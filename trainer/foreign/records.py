@@ -42,6 +42,23 @@ def recorded_beside(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def direction_of(path: Path) -> str | None:
+    """The model.elevation_bias that one of our checkpoints or exports was trained with; None for a foreign file.
+
+    Raises:
+        CheckpointError: a record of ours is damaged.
+    """
+    file = path.with_suffix(".json")
+    if (path / MANIFEST).is_file():
+        config: Any = read(path).config
+    else:
+        recorded = read_json(file) if file.is_file() else None
+        config = recorded.get("config") if isinstance(recorded, dict) else None
+    model = config.get("model") if isinstance(config, dict) else None
+    bias = model.get("elevation_bias") if isinstance(model, dict) else None
+    return {True: "descent", False: "none"}[bias] if isinstance(bias, bool) else bias
+
+
 def write_report(report: ImportReport, path: Path, **more: str) -> None:
     """As JSON; `more` beside it."""
     path.write_text(json.dumps(report.to_json() | more, indent=1))

@@ -10,9 +10,12 @@ from torch import Tensor
 from trainer.config import Run
 from trainer.foreign.channels import by_name, channels_of
 from trainer.foreign.directories import read_tensors
+from trainer.foreign.records import direction_of
 from trainer.foreign.report import ImportReport, match
 from trainer.model.compat import SETTINGS, translate
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
+
+FIRST = "blocks.0.attn"
 
 
 def import_weights(
@@ -29,8 +32,8 @@ def import_weights(
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     foreign = read_tensors(path)
     translated = translate(foreign.tensors, expected)
-    parameters = {name: shape for name, shape in expected.items() if name != "blocks.0.attn.H_scale"}
-    scale = translated.state.pop("blocks.0.attn.H_scale", None)
+    parameters = {name: shape for name, shape in expected.items() if name != f"{FIRST}.H_scale"}
+    scale = translated.state.pop(f"{FIRST}.H_scale", None)
     embedded = translated.state.get("var_embed")
     before = None
     if channels is not None and embedded is not None and embedded.ndim == 3:
@@ -42,7 +45,10 @@ def import_weights(
         fresh, left_out = (sorted(set(a) - set(b)) for a, b in ((channels, before), (before, channels)))
     tensors, report = match(str(path), translated.state, parameters, allow_missing, START_AT_ZERO)
     if scale is not None and float(scale) != 1000.0:
-        report.misshapen["blocks.0.attn.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
+        report.misshapen[f"{FIRST}.H_scale"] = f"{float(scale)} m in the file, 1000 m here"
+    learned, wanted = direction_of(path), model.arch.elevation_bias
+    if {learned, wanted} == {"descent", "climb"}:  # one name for both, since the published one is in files
+        report.unfit[f"{FIRST}.elevation_alpha"] = f"was learned with model.elevation_bias={learned}, here it is {wanted}"
     report.fresh, report.left_out = fresh, left_out
     report.remapped, report.ignored = translated.remapped, translated.ignored
     report.taken, report.also = foreign.taken, foreign.also

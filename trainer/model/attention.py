@@ -49,8 +49,8 @@ class Attention(nn.Module):
         """(B, N, D) tokens and their (B, N) elevations in metres -> (B, N, D)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        out = F.dropout(self.proj(self._attend(qkv, elevation).reshape(batch, tokens, width)), self.dropout, self.training)
-        return out
+        out = self.proj(self._attend(qkv, elevation).reshape(batch, tokens, width))
+        return F.dropout(out, self.dropout, self.training)
 
     def _attend(self, qkv: Tensor, elevation: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -58,15 +58,14 @@ class Attention(nn.Module):
         if self.elevation_alpha is not None:
             precise = torch.promote_types(self.elevation_alpha.dtype, torch.float32)
             slope = (self.elevation_alpha.to(precise) / self.H_scale.to(precise))[0]
-        if self.relative_position is not None:
-            buckets = self.bucket_of_rows, self.bucket_of_columns
-            return chunked_attention(
-                qkv, self.sign * elevation, slope, self.bias_floor, self.relative_position, buckets, dropout
-            )
+        z, table = self.sign * elevation, self.relative_position
+        if table is not None or dropout:  # with dropout torch itself would hold all pairs on a CPU
+            buckets = None if table is None else (self.bucket_of_rows, self.bucket_of_columns)
+            return chunked_attention(qkv, z, slope, self.bias_floor, table, buckets, dropout)
         if slope is not None:
-            return elevation_biased_attention(qkv, self.sign * elevation, slope, self.bias_floor, dropout)
+            return elevation_biased_attention(qkv, z, slope, self.bias_floor)
         q, k, v = qkv.transpose(1, 3).unbind(2)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 # DeepSpeed broadcasts parameters as bytes and cannot view a 0-dimensional one; files keep the published shape ().

@@ -30,8 +30,8 @@ _RENAMED = (
 # Parameters that only some networks have, and the settings that give them to ours.
 SETTINGS = {
     "blocks.0.attn.elevation_alpha": "model.elevation_bias=descent",
-    "blocks.0.attn.relative_position": "model.relative_position=true",
-    "token_embeds.norm_weight": "model.embedding_norm=true",
+    "blocks.0.attn.relative_position": "model.relative_position=true, as in launch/configs/release_128x256.yaml",
+    "token_embeds.norm_weight": "model.embedding_norm=true, as there",
 }
 _RELEASE_NAMES = (
     ("token_embeds.norm_", "patch_embed.norm."),
@@ -127,20 +127,20 @@ def release_orders(x: Tensor, patches: tuple[int, int]) -> Tensor:
     """The wind scan of the release of 2026: (B, V, H, W) model input -> (B, N) int64, new position -> old raster token.
 
     The plain mean of channels 0 and 1 *as given*, of the whole grid, makes an angle, its sector of 16 the order: patches sorted
-    along it (rows counted southward, v northward, as there), cut into as many bands as the grid is long, and in every band
-    first those of even row + column, in raster order. (The release averages the quarters of the grid separately
+    along it (rows counted southward, v northward, as there), cut into as many bands as the grid is long, and every band
+    sorted by raster number, plus 1000 where row + column is odd. (The release averages the quarters of the grid separately
     and then stops at patches of 2 x 2 pixels; one mean is what the rest of it is written for.)
     """
     rows, cols = patches
     mean_u, mean_v = (x[:, channel].float().mean((1, 2)) for channel in (0, 1))
     turns = torch.atan2(mean_v, mean_u) / (2 * math.pi) % 1.0
     sectors = (turns * RELEASE_SECTORS).long() % RELEASE_SECTORS
-    return _release_tables(rows, cols).to(x.device)[sectors]
+    return _release_tables(rows, cols, x.device)[sectors]
 
 
 @cache
-def _release_tables(rows: int, cols: int) -> Tensor:
-    """(16, N) int64."""
+def _release_tables(rows: int, cols: int, device: torch.device) -> Tensor:
+    """(16, N) int64; copied to a device once, since a copy waits for it."""
     row, col = (numbers.ravel() for numbers in np.mgrid[:rows, :cols])
     bands = max(rows, cols)
     band = np.minimum(np.arange(rows * cols) // (rows * cols // bands), bands - 1)  # of places along the wind
@@ -150,7 +150,7 @@ def _release_tables(rows: int, cols: int) -> Tensor:
         angle = 2 * math.pi * sector / RELEASE_SECTORS
         order = np.argsort(row * math.sin(angle) + col * math.cos(angle), kind="stable")
         tables.append(order[np.lexsort((within[order], band))])
-    return torch.from_numpy(np.stack(tables))
+    return torch.from_numpy(np.stack(tables)).to(device)
 
 
 def moved_arguments(

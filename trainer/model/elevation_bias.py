@@ -79,9 +79,7 @@ def _triangles_error(device: torch.device, dtype: torch.dtype, width: int) -> fl
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-def elevation_biased_attention(
-    qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None, dropout: float = 0.0
-) -> Tensor:
+def elevation_biased_attention(qkv: Tensor, z: Tensor, slope: Tensor, floor: float | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) - slope * relu(z_j - z_i)) v, memory linear in N.
 
     Args:
@@ -89,15 +87,13 @@ def elevation_biased_attention(
         z: (B, N) elevations.
         slope: () bias per unit of z; any sign, and differentiable, also at 0.
         floor: the bias is clamped to floor .. 0, as the old code did; None for new runs. Not separable, so chunked.
-        dropout: of the weights; chunked, too.
 
     Returns:
         (B, N, H, d).
     """
-    separable = floor is None and dropout == 0.0
-    kernel = kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1]) if separable else "query chunks"
+    kernel = "query chunks" if floor is not None else kernel_name(qkv.device.type, qkv.dtype, qkv.shape[-1])
     if kernel == "query chunks":
-        return chunked_attention(qkv, z, slope, floor, dropout=dropout)
+        return chunked_attention(qkv, z, slope, floor)
     order = torch.argsort(z, dim=1, stable=True)
     attend = Halves.apply if kernel == "flash halves" else Triangles.apply
     out = _Reordered.apply(attend(_Reordered.apply(qkv, order), z.gather(1, order), slope), inverse(order))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainer.model.architecture import RELATIVE_BUCKETS
 
@@ -46,7 +45,13 @@ def relative_bias(table: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         (H, r * C, R * C). Products with 0 and 1 instead of indices: exact, and the gradient is a product, too.
     """
     (own, all_rows), columns = rows.shape, len(cols)
-    by_row = table.view(RELATIVE_BUCKETS, RELATIVE_BUCKETS, -1)[:, rows].permute(3, 1, 2, 0)  # (H, r, R, 32)
-    chosen = F.one_hot(cols.flatten(), RELATIVE_BUCKETS).T.to(table.dtype)  # (32, C * C)
-    bias = (by_row @ chosen).view(-1, own, all_rows, columns, columns)
+    by_row = table.view(RELATIVE_BUCKETS, RELATIVE_BUCKETS, -1).permute(2, 0, 1) @ _chosen(rows, table)  # (H, 32, r * R)
+    bias = by_row.transpose(1, 2) @ _chosen(cols, table)  # (H, r * R, C * C)
+    bias = bias.view(-1, own, all_rows, columns, columns)
     return bias.transpose(2, 3).reshape(-1, own * columns, all_rows * columns)
+
+
+def _chosen(buckets: Tensor, table: Tensor) -> Tensor:
+    """(n, m) -> (32, n * m), 1 where a pair has the bucket; torch's own one_hot would make the host wait for a GPU."""
+    every = torch.arange(RELATIVE_BUCKETS, device=buckets.device)[:, None]
+    return (every == buckets.flatten()).to(table.dtype)

@@ -60,11 +60,11 @@ def agreed_kernel(run: Run, world: World) -> str:
     Raises:
         ConfigError: on every rank, if one would take a slower way than the others, which all would wait for.
     """
-    if run.model.elevation_bias == "none":
-        return "nothing (off)"
     arch = run.architecture()
     if arch.relative_position or arch.first_block_dropout or arch.bias_floor is not None:
         return "query chunks"
+    if run.model.elevation_bias == "none":
+        return "nothing (off)"
     mine = kernel_name(world.device.type, dtype_of(run), run.model.width // run.model.heads)
     everyone = [""] * world.size
     dist.all_gather_object(everyone, mine)

@@ -25,6 +25,8 @@ from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
+NOT_ITS_OWN = "_nc4_non_coord_"  # how NetCDF-4 stores a variable that is called like a dimension but does not count along it
+NOT_READ = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # of h5py: damaged, or nothing that NetCDF writes
 TOLD = ("units", "standard_name", "axis", "coordinates", "long_name")  # by what coordinates and units are known
 
 
@@ -59,10 +61,10 @@ def read_header(path: Path) -> Header | None:
         return None
     archive = given.archive_of(path)
     content = None if archive is None else given.read_member(path, archive)
+    found = _described_as_hdf5(path, content) if _is_hdf5(path, content) else None
+    if found is not None:
+        return found
     try:
-        found = _described_as_hdf5(path, content) if _is_hdf5(path, content) else None
-        if found is not None:
-            return found
         with netCDF4.Dataset(path, memory=content) as file:
             file.set_auto_maskandscale(False)
             return _described(file)
@@ -78,7 +80,15 @@ def _is_hdf5(path: Path, content: bytes | None) -> bool:
 
 
 def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
-    """None where two dimensions are as long: which of them a variable has is dear to find out."""
+    """None where the NetCDF library has to be asked: h5py cannot read it, or two dimensions are as long (which of them a
+    variable has is dear to find out)."""
+    try:
+        return _looked_into(path, content)
+    except NOT_READ:
+        return None
+
+
+def _looked_into(path: Path, content: bytes | None) -> Header | None:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     if content is not None:
         access.set_fapl_core(backing_store=False)
@@ -90,7 +100,7 @@ def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
         variable = h5py.h5o.open(root, name)
         if not isinstance(variable, h5py.h5d.DatasetID):
             continue
-        own, readable = name.decode(), h5py.Dataset(variable)
+        own, readable = name.decode().removeprefix(NOT_ITS_OWN), h5py.Dataset(variable)
         attributes = {key: _text(readable, key) for key in TOLD if h5py.h5a.exists(variable, key.encode())}
         is_dimension = h5py.h5ds.is_scale(variable)
         if is_dimension:
@@ -107,7 +117,9 @@ def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
 
 def _text(variable: h5py.Dataset, attribute: str) -> str:
     value = variable.attrs[attribute]
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if isinstance(value, np.ndarray) and value.size == 1:  # of the type that ncdump calls string
+        value = value.reshape(-1)[0]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _content(coordinate: h5py.Dataset) -> bytes:
