@@ -79,8 +79,8 @@ def test_a_network_of_old_code_is_asked_for_what_it_reads() -> None:
             load(DEMO, [f"wind_scan={{mode: {mode}}}"])
     with pytest.raises(ConfigError, match="remove it"):
         load(CHINA, ["wind_scan={mode: legacy}", "model.bias_floor=-5.0"])
+    keys = ["model.elevation_bias=climb", "model.elevation_as_given=true"]
     with pytest.raises(ConfigError, match="add it to data.inputs"):
-        keys = ["model.elevation_bias=climb", "model.elevation_as_given=true"]
         load(DEMO, [*keys, "data.inputs=[u, v, pm25, pm10, so2, no2, co, o3]"])
 
 
