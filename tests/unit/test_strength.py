@@ -21,11 +21,11 @@ def path(end: float, noise: float, steps: int) -> list[dict]:
 @pytest.mark.parametrize(
     ("end", "noise", "steps", "warning"),
     [
-        (1.0, 0.05, 600, ""),
-        (-0.5, 0.05, 600, "below 0"),
+        (1.2, 0.05, 600, ""),
+        (-1.2, 0.05, 600, "below 0"),
         (0.1, 0.05, 600, "does little"),
-        (-0.2, 0.05, 3000, "does little"),
-        (-0.5, 0.05, ENOUGH_STEPS - 20, ""),
+        (-0.5, 0.05, 3000, "does little"),
+        (-1.2, 0.05, ENOUGH_STEPS - 20, ""),
     ],
 )
 def test_a_bias_of_the_wrong_sign_or_none_is_said(end: float, noise: float, steps: int, warning: str) -> None:
@@ -35,7 +35,7 @@ def test_a_bias_of_the_wrong_sign_or_none_is_said(end: float, noise: float, step
 
 
 def test_a_run_is_judged_by_its_log(tmp_path: Path) -> None:
-    rows = [json.dumps(row | {"kind": "train"}) for row in path(-0.5, 0.05, 600)]
+    rows = [json.dumps(row | {"kind": "train"}) for row in path(-1.2, 0.05, 600)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, '{"kind": "validation", "step": 600}', '{"kind": "tra']))
     assert "below 0" in judged_in(tmp_path)
     assert judged_in(tmp_path / "elsewhere") == ""

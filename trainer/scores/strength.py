@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ENOUGH_STEPS = 600  # as long as the trainings of the study
-NOISE = 0.3  # per km: alphas of trainings that differ in their seed alone were as far apart there
+NOISE = 0.8  # per km: two standard deviations of alpha between trainings that differ in their seed alone, there
 
 
 def judged(training: list[dict[str, Any]]) -> str:
@@ -23,7 +23,7 @@ def judged(training: list[dict[str, Any]]) -> str:
         return ""
     end = statistics.fmean(alpha for step, alpha in path if step >= 0.9 * path[-1][0])
     if abs(end) <= NOISE:
-        return f"WARNING: within {NOISE} of 0, as far as seeds are apart: the elevation bias does little, see docs/study.md"
+        return f"WARNING: within {NOISE} of 0, as far as seeds alone make it: the elevation bias does little, see docs/study.md"
     if end < 0:
         return "WARNING: below 0, it rewards what it should charge: is model.elevation_bias the one you mean? See docs/study.md"
     return ""
