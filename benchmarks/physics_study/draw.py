@@ -61,7 +61,7 @@ def cell(values: list[float]) -> str:
         return "-" if not values else f"{values[0]:+.2f} (one seed)"
     middle, low, high = interval(values)
     text = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return f"**{text}**" if len(values) > 2 and (low > 0 or high < 0) else text
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -210,11 +210,10 @@ def draw_ceiling(results: Results, path: Path) -> None:
                 truth = np.array(_of(results, blocking, "domain", lead, "climatology_rmse"))
                 height = np.exp(np.mean(np.log(np.maximum(np.array(values(blocking, "domain")) / truth, 1e-3))))
                 panel.bar(place + (number - 1.5) * width, height, width, color=colour, label=label if place == 0 else None)
-        panel.set(
-            title=f"{lead} h", xticks=range(3), xticklabels=[str(k) for k in BLOCKING], xlabel="blocking, 1/km", ylim=(0, None)
-        )
+        panel.set(title=f"{lead} h", xticks=range(3), xticklabels=[str(k) for k in BLOCKING], xlabel="blocking, 1/km")
     panels[0].set_ylabel("RMSE / that of climatology")
-    panels[-1].legend(frameon=False, fontsize=8)
+    panels[0].set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _write(figure, path)
 
 
