@@ -57,5 +57,12 @@ def jobs() -> list[Job]:
         if (k == 8 or not variant.startswith("long")) and (k or variant not in ("between", "locality", "advection"))
     ]
     more = [Job(k, variant, seed) for seed in (2, 3) for barriers in ((8, 2), (0,)) for variant in MATTER for k in barriers]
-    others = [Job(k, variant, seed) for seed in (2, 3) for variant in ("scan and climb", "relative") for k in BLOCKING]
-    return [*first, *more, *others, *(Job(k, variant, seed) for seed in (4, 5) for variant in MATTER[:3] for k in BLOCKING)]
+    others = [Job(k, variant, seed) for seed in (2, 3) for variant in ("deaf", "relative", "scan and climb") for k in BLOCKING]
+    longer = [Job(8, f"long {variant}", seed) for seed in (2, 3) for variant in ("none", "deaf", "climb", "scan")]
+    return [
+        *first,
+        *more,
+        *others,
+        *(Job(k, variant, seed) for seed in (4, 5) for variant in MATTER[:3] for k in BLOCKING),
+        *longer,
+    ]
