@@ -128,7 +128,7 @@ def test_a_member_of_an_archive_is_read_from_memory_alike(tmp_path: Path, monkey
     assert on_disk
     assert in_archive
     assert in_archive.signature == on_disk.signature
-    monkeypatch.setattr(headers, "_is_hdf5", lambda *_: False)
+    monkeypatch.setattr(headers.hdf5, "is_hdf5", lambda *_: False)
     slow = read_header(path)
     assert slow
     assert slow.times["time"][1] == on_disk.times["time"][1]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from data import DataError, locks
 from data.prepare.inputs.given import on_disk
 
 RECORD = "sources.json"  # in a finished store
+SMALL = 16 << 20  # bytes; sooner hashed twice than locked
 SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the catalogue was made
 
 
@@ -51,17 +52,24 @@ def content_of(parts: Path, file: Path) -> str:
         known = _known(record)
         if known is not None and known["glance"] == _glance(file):
             return str(known["sha256"])
+        if file.is_file() and file.stat().st_size < SMALL:
+            return _hashed(file, record)
         try:
             with locks.hold(record.with_suffix(".lock")):
                 if (known := _known(record)) is not None and known["glance"] == _glance(file):
                     continue  # another process has just done it
-                before = _glance(file)
-                sha256 = _sha256(file)
-                being_written = record.with_suffix(f".{os.getpid()}")
-                being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
-                being_written.rename(record)
+                return _hashed(file, record)
         except locks.Busy:  # another process is reading it just now
             time.sleep(0.2)
+
+
+def _hashed(file: Path, record: Path) -> str:
+    before = _glance(file)
+    sha256 = _sha256(file)
+    being_written = record.with_suffix(f".{uuid.uuid4().hex}")
+    being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
+    being_written.rename(record)
+    return sha256
 
 
 def require_still(parts: Path, file: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 from data import DataError
-from data.prepare.inputs import given, netcdf3
+from data.prepare.inputs import given, hdf5, netcdf3
 
-UNREADABLE = (OSError, RuntimeError, zlib.error)  # of the libraries of NetCDF and zarr
+UNREADABLE = (OSError, RuntimeError, zlib.error, given.PACKED_WRONGLY)  # of the libraries of NetCDF and zarr
 
 
 @contextmanager
@@ -34,21 +35,55 @@ def refused_by_name(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({error}): it is damaged or cut off. Fetch it again.") from error
 
 
-@contextmanager
-def opened_plainly(path: Path) -> Iterator[netCDF4.Dataset]:
-    """A NetCDF file as its own library gives it, values as they are stored.
+class Plain:
+    """A NetCDF file, values as they are stored; its own library is asked for what HDF5 does not tell as well."""
 
+    def __init__(self, path: Path, content: bytes | None, until: ExitStack) -> None:
+        self._path, self._content, self._until = path, content, until
+        is_hdf5 = hdf5.is_hdf5(path, content)
+        self._hdf5 = until.enter_context(closing(hdf5.Fields(path, content))) if is_hdf5 else None
+
+    @cached_property
+    def _netcdf(self) -> netCDF4.Dataset:
+        file = self._until.enter_context(netCDF4.Dataset(self._path, memory=self._content))
+        file.set_auto_maskandscale(False)
+        return file
+
+    @cached_property
+    def dimensions(self) -> dict[str, tuple[str, ...]]:
+        """Of every variable."""
+        known = self._hdf5 and self._hdf5.dimensions
+        return known or {name: variable.dimensions for name, variable in self._netcdf.variables.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if self._hdf5 is not None and self._hdf5.dimensions:
+            return self._hdf5.shape(name)
+        return tuple(self._netcdf[name].shape)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """What says how the numbers of a variable are to be read."""
+        if self._hdf5 is not None:
+            return self._hdf5.attributes(name)
+        variable = self._netcdf[name]
+        return {key: variable.getncattr(key) for key in variable.ncattrs()}
+
+    def read(self, name: str, wanted: list[tuple[int, int]]) -> np.ndarray:
+        """Part of a variable, from its first place to before the last along each dimension."""
+        values = None if self._hdf5 is None else self._hdf5.read(name, wanted)
+        return np.asarray(self._netcdf[name][tuple(slice(*places) for places in wanted)]) if values is None else values
+
+
+@contextmanager
+def opened_plainly(path: Path) -> Iterator[Plain]:
+    """
     Raises:
         DataError: as `refused_by_name`.
     """
     archive = given.archive_of(path)
-    with refused_by_name(path):
+    with refused_by_name(path), ExitStack() as until:
         if archive is None:
             netcdf3.require_whole(path)
-        content = None if archive is None else given.read_member(path, archive)
-        with netCDF4.Dataset(path, memory=content) as file:
-            file.set_auto_maskandscale(False)
-            yield file
+        yield Plain(path, None if archive is None else given.read_member(path, archive), until)
 
 
 def as_it_is(path: Path, encoded: bool) -> xr.Dataset:

@@ -9,7 +9,6 @@ coordinates are compared as they are stored.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from data.prepare.inputs import given
+from data.prepare.inputs import given, hdf5
 from data.prepare.sources.spellings import Clock
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
-NOT_ITS_OWN = "_nc4_non_coord_"  # how NetCDF-4 stores a variable that is called like a dimension but does not count along it
 NOT_READ = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # of h5py: damaged, or nothing that NetCDF writes
 TOLD = ("units", "standard_name", "axis", "coordinates", "long_name")  # by what coordinates and units are known
 
@@ -61,7 +58,7 @@ def read_header(path: Path) -> Header | None:
         return None
     archive = given.archive_of(path)
     content = None if archive is None else given.read_member(path, archive)
-    found = _described_as_hdf5(path, content) if _is_hdf5(path, content) else None
+    found = _described_as_hdf5(path, content) if hdf5.is_hdf5(path, content) else None
     if found is not None:
         return found
     try:
@@ -70,13 +67,6 @@ def read_header(path: Path) -> Header | None:
             return _described(file)
     except (OSError, RuntimeError):  # what is wrong with it is said where it is opened for good
         return None
-
-
-def _is_hdf5(path: Path, content: bytes | None) -> bool:
-    if content is not None:
-        return content.startswith(HDF5)
-    with path.open("rb") as file:
-        return file.read(len(HDF5)) == HDF5
 
 
 def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
@@ -89,37 +79,22 @@ def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
 
 
 def _looked_into(path: Path, content: bytes | None) -> Header | None:
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    if content is not None:
-        access.set_fapl_core(backing_store=False)
-        access.set_file_image(content)
     digest, times = hashlib.sha256(), {}
     lengths: list[int] = []
-    root = h5py.h5g.open(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access), b"/")
-    for name in sorted(root):
-        variable = h5py.h5o.open(root, name)
-        if not isinstance(variable, h5py.h5d.DatasetID):
-            continue
-        own, readable = name.decode().removeprefix(NOT_ITS_OWN), h5py.Dataset(variable)
-        attributes = {key: _text(readable, key) for key in TOLD if h5py.h5a.exists(variable, key.encode())}
+    for own, variable in hdf5.variables(hdf5.opened(path, content)):
+        attributes = {key: str(hdf5.attribute(variable, key)) for key in TOLD if h5py.h5a.exists(variable, key.encode())}
         is_dimension = h5py.h5ds.is_scale(variable)
         if is_dimension:
             lengths.append(variable.shape[0])
         if "since" in attributes.get("units", "") and is_dimension:
-            calendar = {"calendar": _text(readable, "calendar")} if h5py.h5a.exists(variable, b"calendar") else {}
-            times[own] = (np.asarray(readable[:]), attributes | calendar)
+            known = h5py.h5a.exists(variable, b"calendar")
+            calendar = {"calendar": str(hdf5.attribute(variable, "calendar"))} if known else {}
+            times[own] = (np.asarray(h5py.Dataset(variable)[:]), attributes | calendar)
             attributes = {}
         digest.update(f"{own} {is_dimension} {variable.shape} {variable.dtype} {sorted(attributes.items())}\n".encode())
         if own in (*LATITUDES, *LONGITUDES):
-            digest.update(_content(readable))
+            digest.update(_content(h5py.Dataset(variable)))
     return Header(digest.hexdigest(), times) if len(set(lengths)) == len(lengths) else None
-
-
-def _text(variable: h5py.Dataset, attribute: str) -> str:
-    value = variable.attrs[attribute]
-    if isinstance(value, np.ndarray) and value.size == 1:  # of the type that ncdump calls string
-        value = value.reshape(-1)[0]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _content(coordinate: h5py.Dataset) -> bytes:
