@@ -35,8 +35,12 @@ class Regridder:
 
     @cached_property
     def _whole(self) -> np.ndarray:
-        """(target cells,) share of each that the source covers, as it is summed for fields without gaps."""
-        return np.asarray(self.weights @ np.ones(self.weights.shape[1], "f4"))
+        """(target cells,) share of each that the source covers, summed as for fields with gaps; NaN where it is too small."""
+        return self._enough(self.weights @ np.ones(self.weights.shape[1], "f4"))
+
+    @staticmethod
+    def _enough(share: np.ndarray) -> np.ndarray:
+        return np.where(share >= NEEDED, share, np.float32(np.nan))
 
     def __call__(self, fields: np.ndarray) -> np.ndarray:
         """(T, H, W) float32, NaN where missing -> (T, h, w) float32, NaN where under half of a cell's source is valid."""
@@ -46,10 +50,9 @@ class Regridder:
             if valid.all():
                 total, share = self.weights @ field, self._whole
             else:
-                total, share = self.weights @ np.where(valid, field, np.float32(0)), self.weights @ valid.astype("f4")
-            enough = share >= NEEDED
-            np.divide(total, share, out=regridded, where=enough)
-            regridded[~enough] = np.nan
+                total = self.weights @ np.where(valid, field, np.float32(0))
+                share = self._enough(self.weights @ valid.astype("f4"))
+            np.divide(total, share, out=regridded)
         return out.reshape(len(fields), *self.shape)
 
 

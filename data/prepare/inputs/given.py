@@ -25,8 +25,8 @@ from data import DataError
 ENDINGS = (".nc", ".nc3", ".nc4", ".cdf", ".grd", ".netcdf")  # searched for in directories and archives
 GRIB_ENDINGS = (".grib", ".grb", ".grib1", ".grb1", ".grib2", ".grb2")  # in directories only: its library wants files
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-PACKED_WRONGLY = cast(type[Exception], igzip_lib.IsalError)  # which its types say is an instance
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, PACKED_WRONGLY, lzma.LZMAError, EOFError)
+_PACKED_WRONGLY = cast(type[Exception], igzip_lib.IsalError)  # which its types say is an instance
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, _PACKED_WRONGLY, lzma.LZMAError, EOFError)
 # (what a file begins with, what it is and what to do with it)
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x0e\x03\x13\x01", "HDF4: turn it into NetCDF first, as with `h4tonccf_nc4` or `ncl_convert2nc`"),

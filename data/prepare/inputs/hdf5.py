@@ -15,9 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import deflate
 import h5py
 import numpy as np
-from isal import isal_zlib
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 DEFLATE, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
@@ -116,7 +116,7 @@ class Fields:
             None where it is not for us: not in chunks, with other filters, of other types, or never written.
 
         Raises:
-            OSError, IsalError: a chunk is damaged.
+            OSError, DeflateError: a chunk is damaged.
         """
         variable = self._variables[name]
         how = variable.get_create_plist()
@@ -153,7 +153,7 @@ class Fields:
 
 def _numbers(packed: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], shuffled: bool) -> np.ndarray:
     expected = dtype.itemsize * math.prod(shape)
-    content = isal_zlib.decompress(packed, bufsize=expected)
+    content = deflate.zlib_decompress(packed, expected)
     if len(content) != expected:
         raise OSError(f"a chunk unpacks to {len(content)} bytes instead of {expected}")
     if not shuffled or dtype.itemsize == 1:

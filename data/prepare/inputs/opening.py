@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import deflate
 import netCDF4
 import numpy as np
 import xarray as xr
@@ -17,7 +18,7 @@ import xarray as xr
 from data import DataError
 from data.prepare.inputs import given, hdf5, netcdf3
 
-UNREADABLE = (OSError, RuntimeError, zlib.error, given.PACKED_WRONGLY)  # of the libraries of NetCDF and zarr
+UNREADABLE = (OSError, RuntimeError, zlib.error, deflate.DeflateError)  # of the libraries of NetCDF and zarr
 
 
 @contextmanager

@@ -173,5 +173,5 @@ class Reader:
 
 def _clear_packing(variable: Variable, values: np.ndarray) -> None:
     """Numbers just below zero come from packing to 16 bits."""
-    if variable.typical is not None and variable.valid_min == 0.0:
+    if variable.typical is not None and variable.valid_min == 0.0 and not values.min(initial=0.0) >= 0.0:  # or a NaN
         values[(values < 0.0) & (values > -1e-2 * variable.typical[0])] = 0.0
