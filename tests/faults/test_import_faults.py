@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tests.unit.test_model import SMALL, arguments, randomised
 from trainer.checkpoint.store import CheckpointError
+from trainer.commands import checkpoint
 from trainer.foreign.report import ImportReport
 from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
@@ -175,3 +177,13 @@ def test_truncated_and_empty_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             import_weights(TopoFlow(SMALL), tmp_path / name, [])
+
+
+def test_alpha_of_climb_is_not_exported_to_code_that_would_take_it_for_descent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"model": {"elevation_bias": "climb"}}
+    monkeypatch.setattr(checkpoint.store, "manifest", lambda _: SimpleNamespace(config=config))
+    with pytest.raises(CheckpointError, match=r"climb .*export to \.safetensors"):
+        checkpoint.export(tmp_path, tmp_path / "old.ckpt")
+    assert not (tmp_path / "old.ckpt").exists()
