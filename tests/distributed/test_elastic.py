@@ -56,7 +56,10 @@ def require_equal_state(ours: Path, truth: Path, step: int, exact: bool) -> None
 
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_a_run_goes_on_at_any_stage_and_number_of_ranks_with_both_moments(config: Path, precision: str) -> None:
-    """From one checkpoint of two ranks under ZeRO 1: at every stage, by two ranks and by one."""
+    """From one checkpoint of two ranks under ZeRO 1: at every stage, by two ranks and by one.
+
+    In bf16 the order of a sum shows in the third digit of a gradient: only the same stage and ranks give the same moments.
+    """
     folder = config.parent / precision
     common = [f"precision={precision}", "checkpoint.every=2", "batch.total=4"]
 
@@ -66,15 +69,18 @@ def test_a_run_goes_on_at_any_stage_and_number_of_ranks_with_both_moments(config
     stages = ("0", "1", "2", "3", "3_offload")
     # In this order, since ZeRO 3 replaces torch's linear layer in its process for good, by one that rounds otherwise.
     train_several(config, [job(z, f"{name}{z}", steps) for z in stages for name, steps in (("whole", 4), ("start", 2))])
+    moved = stages if precision == "fp32" else ("3",)
     for zero in stages:
-        for name in (f"same{zero}", f"one{zero}"):
-            shutil.copytree(folder / f"start{zero}", folder / name)
+        shutil.copytree(folder / f"start{zero}", folder / f"same{zero}")
+    for zero in moved:
+        shutil.copytree(folder / f"start{zero}", folder / f"one{zero}")
         shutil.copytree(folder / "start1", folder / f"from1to{zero}")
-    train_several(config, [job(z, f"{name}{z}", 4) for z in stages for name in ("same", "from1to")])
-    train_several(config, [job(z, f"one{z}", 4) for z in stages], ranks=1)
+    goes_on = [job(z, f"{name}{z}", 4) for z in stages for name in ("same", "from1to") if name == "same" or z in moved]
+    train_several(config, goes_on)
+    train_several(config, [job(z, f"one{z}", 4) for z in moved], ranks=1)
     for zero in stages:
         require_equal_state(folder / f"same{zero}", folder / f"whole{zero}", 4, exact=True)
-        if precision == "fp32":  # in bf16 the order of a sum shows in the third digit of a gradient
+        if precision == "fp32":
             require_equal_state(folder / f"one{zero}", folder / f"whole{zero}", 4, exact=False)
             require_equal_state(folder / f"from1to{zero}", folder / "whole1", 4, exact=False)
 
