@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 from data import DataError
 from data.prepare.inputs.hdf5 import Fields
 from data.prepare.inputs.opening import opened_plainly
+from data.prepare.sources.hours import Asked, stored_hours
+from data.prepare.sources.spellings import Named
+from data.prepare.sources.times import Dimensions
 
 SIZES = {"time": 9, "level": 2, "south": 20, "west": 31}
 STORED: dict[str, dict[str, Any]] = {
@@ -33,10 +37,12 @@ def values(dtype: str) -> np.ndarray:
     return (1000 * rng.standard_normal(tuple(SIZES.values()))).astype(dtype)
 
 
-def write(path: Path, dtype: str = "f4", *, sizes: dict[str, int] = SIZES, written: int = 9, **stored: Any) -> Path:
+def write(
+    path: Path, dtype: str = "f4", *, sizes: dict[str, int] = SIZES, written: int = 9, grows: bool = False, **stored: Any
+) -> Path:
     with netCDF4.Dataset(path, "w") as file:
         for dim, size in sizes.items():
-            file.createDimension(dim, None if dim == "time" and not stored.get("contiguous") else size)
+            file.createDimension(dim, None if dim == "time" and grows else size)
         endian = "big" if dtype.startswith(">") else "native"
         field = file.createVariable("pm25", dtype, tuple(sizes), endian=endian, **stored)
         field.set_auto_maskandscale(False)
@@ -74,13 +80,14 @@ def test_all_storage_gives_what_the_library_gives(tmp_path: Path, stored: str, d
 @pytest.mark.parametrize("stored", STORED)
 def test_the_library_is_left_out_where_it_is_slow(tmp_path: Path, stored: str) -> None:
     fields = Fields(write(tmp_path / "a.nc", **STORED[stored]), None)
+    assert fields.dimensions == {"pm25": tuple(SIZES)}
     ours = stored in ("shuffled", "not shuffled", "chunks that do not divide")
     assert (fields.read("pm25", WANTED[1]) is not None) == ours
     fields.close()
 
 
 def test_what_was_never_written_is_what_the_library_fills_in(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.nc", written=4, zlib=True, chunksizes=(1, 1, 20, 31))
+    path = write(tmp_path / "a.nc", written=4, grows=True, zlib=True, chunksizes=(1, 1, 20, 31))
     with netCDF4.Dataset(path, "a") as file:
         file.createVariable("o3", "f4", ("time", "south"))[8] = 1.0  # time is longer than the field of pm25 now
     with opened_plainly(path) as file:
@@ -95,6 +102,77 @@ def test_dimensions_of_one_length_are_told_apart(tmp_path: Path) -> None:
         assert file.dimensions["pm25"] == tuple(sizes)
         everything = [(0, size) for size in sizes.values()]
         np.testing.assert_array_equal(file.read("pm25", everything), by_library(path, everything))
+
+
+def grown(file: netCDF4.Dataset) -> None:
+    """Time has no variable, grows, and is as long as another dimension: its own length is stored as 0."""
+    for dim, size in (("Time", None), ("y", 5), ("x", 6), ("soil", 4)):
+        file.createDimension(dim, size)
+    file.createVariable("U10", "f4", ("Time", "y", "x"), zlib=True)[:4] = np.arange(120).reshape(4, 5, 6)
+    file.createVariable("ZS", "f4", ("soil",))[:] = 1.0
+
+
+def namesakes(file: netCDF4.Dataset) -> None:
+    """A variable called like a dimension that it does not count along, and a dimension called like a field."""
+    for dim, size in (("z", 3), ("y", 5), ("x", 6), ("u", 7)):
+        file.createDimension(dim, size)
+    z = file.createVariable("z", "f4", ("y", "x"), zlib=True)
+    z.units, z[:] = "m", np.arange(30).reshape(5, 6)
+    file.createVariable("u10", "f4", ("y", "x"), zlib=True)[:] = 2.0
+
+
+def empty_attribute(file: netCDF4.Dataset) -> None:
+    file.createDimension("y", 5)
+    field = file.createVariable("o3", "f4", ("y",), zlib=True)
+    field.units, field.missing_value, field[:] = "", np.array([], "f4"), 3.0
+
+
+def bare_dimension(file: netCDF4.Dataset) -> None:
+    for dim, size in (("y", 5), ("u", 7)):
+        file.createDimension(dim, size)
+    file.createVariable("u10", "f4", ("y",), zlib=True)[:] = 2.0
+
+
+@pytest.mark.parametrize("build", [grown, namesakes, empty_attribute, bare_dimension])
+def test_odd_files_are_described_as_the_library_describes_them(
+    tmp_path: Path, build: Callable[[netCDF4.Dataset], None]
+) -> None:
+    with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
+        build(file)
+    with netCDF4.Dataset(tmp_path / "a.nc") as file, opened_plainly(tmp_path / "a.nc") as ours:
+        file.set_auto_maskandscale(False)
+        assert ours.dimensions.keys() == file.variables.keys()
+        for name, variable in file.variables.items():
+            assert (ours.dimensions[name], ours.shape(name)) == (variable.dimensions, variable.shape)
+            np.testing.assert_equal(ours.attributes(name), {key: variable.getncattr(key) for key in variable.ncattrs()})
+            np.testing.assert_array_equal(ours.read(name, [(0, size) for size in variable.shape]), variable[:])
+
+
+@pytest.mark.parametrize(("level", "found"), [(0, 1.0), (2, 3.0), (-1, 3.0)])
+def test_a_level_is_counted_from_either_end(tmp_path: Path, level: int, found: float) -> None:
+    path, asked = tmp_path / "a.nc", Asked(Named(("pm25",), "ug m-3", level=level), Dimensions("time", "y", "x"), np.array([0]))
+    with netCDF4.Dataset(path, "w") as file:
+        for dim, size in (("time", 1), ("lev", 3), ("y", 5), ("x", 6)):
+            file.createDimension(dim, size)
+        file.createVariable("pm25", "f4", ("time", "lev", "y", "x"), zlib=True)[:] = np.arange(1, 4)[:, None, None]
+    assert (dict(stored_hours(path, {"pm25": asked}))["pm25"].values == found).all()
+    with pytest.raises(DataError, match="3 of lev, not a level 3"):
+        list(stored_hours(path, {"pm25": replace(asked, named=replace(asked.named, level=3))}))
+
+
+def test_any_damaged_byte_gives_the_same_numbers_or_a_refusal(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nc", sizes={"time": 2, "south": 4, "west": 5}, written=2, zlib=True)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.choice(len(whole), 150, replace=False):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        path.write_bytes(content)
+        try:
+            with opened_plainly(path) as file:
+                found = file.read("pm25", [(0, 2), (0, 4), (0, 5)])
+        except (DataError, KeyError):  # by its name, or without the field
+            continue
+        np.testing.assert_array_equal(found, np.resize(values("f4"), (2, 4, 5)))
 
 
 def flip(content: bytearray) -> None:

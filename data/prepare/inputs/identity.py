@@ -42,7 +42,7 @@ def replaced(parts: Path, files: list[Path]) -> list[Path]:
 
 
 def content_of(parts: Path, file: Path) -> str:
-    """sha256 of a file, or of the archive it lies in, computed once for all processes.
+    """sha256 of a file, or of the archive it lies in, computed once for all processes, if it is large.
 
     Raises:
         OSError: it cannot be read.
@@ -64,8 +64,12 @@ def content_of(parts: Path, file: Path) -> str:
 
 
 def _hashed(file: Path, record: Path) -> str:
-    before = _glance(file)
-    sha256 = _sha256(file)
+    """Hash a file, again if it changed meanwhile, and keep the hash."""
+    while True:
+        before = _glance(file)
+        sha256 = _sha256(file)
+        if _glance(file) == before:
+            break
     being_written = record.with_suffix(f".{uuid.uuid4().hex}")
     being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
     being_written.rename(record)

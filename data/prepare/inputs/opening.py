@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import deflate
 import netCDF4
 import numpy as np
 import xarray as xr
@@ -18,7 +17,7 @@ import xarray as xr
 from data import DataError
 from data.prepare.inputs import given, hdf5, netcdf3
 
-UNREADABLE = (OSError, RuntimeError, zlib.error, deflate.DeflateError)  # of the libraries of NetCDF and zarr
+UNREADABLE = (OSError, RuntimeError, zlib.error)  # of the libraries of NetCDF and zarr
 
 
 @contextmanager
@@ -37,12 +36,17 @@ def refused_by_name(path: Path) -> Iterator[None]:
 
 
 class Plain:
-    """A NetCDF file, values as they are stored; its own library is asked for what HDF5 does not tell as well."""
+    """A NetCDF file, values as they are stored; its own library is asked where HDF5 does not tell, and says what is wrong."""
 
     def __init__(self, path: Path, content: bytes | None, until: ExitStack) -> None:
         self._path, self._content, self._until = path, content, until
-        is_hdf5 = hdf5.is_hdf5(path, content)
-        self._hdf5 = until.enter_context(closing(hdf5.Fields(path, content))) if is_hdf5 else None
+        self._hdf5: hdf5.Fields | None = None
+        if hdf5.is_hdf5(path, content):
+            with suppress(*hdf5.NOT_READ):
+                self._hdf5 = until.enter_context(closing(hdf5.Fields(path, content)))
+        told = self._hdf5 and self._hdf5.dimensions
+        self._told = self._hdf5 if told else None
+        self.dimensions = told or {name: variable.dimensions for name, variable in self._netcdf.variables.items()}
 
     @cached_property
     def _netcdf(self) -> netCDF4.Dataset:
@@ -50,27 +54,22 @@ class Plain:
         file.set_auto_maskandscale(False)
         return file
 
-    @cached_property
-    def dimensions(self) -> dict[str, tuple[str, ...]]:
-        """Of every variable."""
-        known = self._hdf5 and self._hdf5.dimensions
-        return known or {name: variable.dimensions for name, variable in self._netcdf.variables.items()}
-
     def shape(self, name: str) -> tuple[int, ...]:
-        if self._hdf5 is not None and self._hdf5.dimensions:
-            return self._hdf5.shape(name)
-        return tuple(self._netcdf[name].shape)
+        return tuple(self._netcdf[name].shape if self._told is None else self._told.shape(name))
 
     def attributes(self, name: str) -> dict[str, Any]:
         """What says how the numbers of a variable are to be read."""
-        if self._hdf5 is not None:
-            return self._hdf5.attributes(name)
+        if self._told is not None:
+            return self._told.attributes(name)
         variable = self._netcdf[name]
         return {key: variable.getncattr(key) for key in variable.ncattrs()}
 
     def read(self, name: str, wanted: list[tuple[int, int]]) -> np.ndarray:
         """Part of a variable, from its first place to before the last along each dimension."""
-        values = None if self._hdf5 is None else self._hdf5.read(name, wanted)
+        values = None
+        if self._hdf5 is not None:
+            with suppress(*hdf5.NOT_READ):
+                values = self._hdf5.read(name, wanted)
         return np.asarray(self._netcdf[name][tuple(slice(*places) for places in wanted)]) if values is None else values
 
 

@@ -23,7 +23,6 @@ from data.prepare.sources.spellings import Clock
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
 
-NOT_READ = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # of h5py: damaged, or nothing that NetCDF writes
 TOLD = ("units", "standard_name", "axis", "coordinates", "long_name")  # by what coordinates and units are known
 
 
@@ -74,14 +73,15 @@ def _described_as_hdf5(path: Path, content: bytes | None) -> Header | None:
     variable has is dear to find out)."""
     try:
         return _looked_into(path, content)
-    except NOT_READ:
+    except hdf5.NOT_READ:
         return None
 
 
 def _looked_into(path: Path, content: bytes | None) -> Header | None:
     digest, times = hashlib.sha256(), {}
     lengths: list[int] = []
-    for own, variable in hdf5.variables(hdf5.opened(path, content)):
+    for name, variable in hdf5.variables(hdf5.opened(path, content)):
+        own = name.removeprefix(hdf5.NOT_ITS_OWN)
         attributes = {key: str(hdf5.attribute(variable, key)) for key in TOLD if h5py.h5a.exists(variable, key.encode())}
         is_dimension = h5py.h5ds.is_scale(variable)
         if is_dimension:

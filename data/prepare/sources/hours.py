@@ -102,7 +102,7 @@ def _from_netcdf(file: Plain, asked: Asked) -> Stored:
             kept.append(dim)
             wanted.append((first, last + 1) if dim == dims.time else (0, size))
         else:
-            level = int(asked.named.level or 0) if size > 1 else 0
+            level = _level(name, dim, size, asked.named.level or 0)
             wanted.append((level, level + 1))
     others = tuple(axis for axis, dim in enumerate(there) if dim not in kept)
     values = file.read(name, wanted).squeeze(others)
@@ -111,7 +111,15 @@ def _from_netcdf(file: Plain, asked: Asked) -> Stored:
     values = values.transpose([kept.index(dim) for dim in _axes(kept, dims)])
     if last - first + 1 != len(asked.places) or (np.diff(asked.places) != 1).any():
         values = values[asked.places - first]
+    assert len(values) == len(asked.places)
     return _joined(Stored(name, values, file.attributes(name)))
+
+
+def _level(name: str, dim: str, size: int, level: int) -> int:
+    """The place of a level, which may be counted from the end; there is one only where nobody asked."""
+    if not -size <= level < size and size > 1:
+        raise DataError(f"'{name}' has {size} of {dim}, not a level {level}: correct it in the map.")
+    return level % max(size, 1)
 
 
 def _axes(there: list[str], dims: Dimensions) -> list[str]:
