@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -85,7 +84,7 @@ def read_member(path: Path, archive: Path) -> bytes:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 return opened.read(name)
-        return _unpacked(archive, archive.stat().st_mtime_ns)[name]
+        return _tar(archive).read(name)
     except KeyError as error:
         raise DataError(f"{archive} holds no {name}.") from error
     except DAMAGED as error:
@@ -160,13 +159,51 @@ def _opened_tar(archive: Path) -> Iterator[tarfile.TarFile]:
         yield stack.enter_context(tarfile.open(fileobj=plain))
 
 
-@lru_cache(maxsize=1)
-def _unpacked(archive: Path, _: int) -> dict[str, bytes]:
-    """All files of a tar archive, which can only be read from its beginning; one archive at a time is kept in memory."""
-    files = {}
-    with _opened_tar(archive) as tar:
-        for member in tar:
-            content = tar.extractfile(member) if member.isfile() and member.name.endswith(ENDINGS) else None
-            if content is not None:
-                files[str(Path(member.name))] = content.read()
-    return files
+class _Tar:
+    """An archive that can only be read from its beginning.
+
+    Files are mostly asked for as they lie in it, and one at a time is in memory; once one is asked for that has passed, all
+    are kept there.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self._archive, self._open = archive, ExitStack()
+        self._coming = _contents(self._open.enter_context(_opened_tar(archive)))
+        self._kept: dict[str, bytes] | None = None
+
+    def read(self, name: str) -> bytes:
+        """
+        Raises:
+            KeyError: there is no such file.
+        """
+        if self._kept is None:
+            for other, content in self._coming:
+                if other == name:
+                    return content
+            with _opened_tar(self._archive) as tar:
+                self._kept = dict(_contents(tar))
+        return self._kept[name]
+
+    def close(self) -> None:
+        self._open.close()
+
+
+_latest: dict[tuple[Path, int], _Tar] = {}  # one at most, by path and time of modification
+
+
+def _tar(archive: Path) -> _Tar:
+    key = archive, archive.stat().st_mtime_ns
+    if key not in _latest:
+        for before in _latest.values():
+            before.close()
+        _latest.clear()
+        _latest[key] = _Tar(archive)
+    return _latest[key]
+
+
+def _contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file that may be data, as they lie in it."""
+    for member in tar:
+        file = tar.extractfile(member) if member.isfile() and member.name.endswith(ENDINGS) else None
+        if file is not None:
+            yield str(Path(member.name)), file.read()

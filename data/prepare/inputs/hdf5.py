@@ -7,6 +7,7 @@ dimensions and variables, by "NetCDF-4 Format" in the NetCDF Users' Guide. Whate
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -43,8 +44,7 @@ def opened(path: Path, content: bytes | None) -> h5py.h5f.FileID:
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     if content is not None:
-        access.set_fapl_core(backing_store=False)
-        access.set_file_image(content)
+        access.set_fileobj_driver(h5py.h5fd.fileobj_driver, io.BytesIO(content))  # an image in memory is copied, twice
     return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access)
 
 
