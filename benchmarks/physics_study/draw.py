@@ -97,16 +97,6 @@ def difference_table(results: Results, pairs: list[tuple[str, str]], leads: tupl
     return table(["", "blocking", "seeds", *REGIONS], rows)
 
 
-def lee_table(results: Results, variants: list[str]) -> str:
-    rows = []
-    for variant in variants:
-        for blocking in BLOCKING:
-            values = [results.differences(blocking, variant, "none", "lee", (lead,)) for lead in (24, 48)]
-            if any(values):
-                rows.append([variant, str(blocking), str(len(values[0])), *map(cell, values)])
-    return table(["against none", "blocking", "seeds", "24 h", "48 h"], rows)
-
-
 def alpha_table(results: Results) -> str:
     rows = []
     for variant in (*BIASES, "scan and climb"):
@@ -245,8 +235,7 @@ def draw() -> None:
         "long": difference_table(
             results, [(variant, "long none") for variant in VARIANTS if variant not in (*SHORT, "long none")]
         ),
-        "near": difference_table(results, against_none, (12,)),
-        "later": lee_table(results, [variant for variant, _ in against_none]),
+        **{f"{lead} h": difference_table(results, against_none, (lead,)) for lead in LEADS},
         "samples": f"{TEST_SAMPLES:,}",
         "loss": loss_table(results),
         "cost": cost_table(results),
