@@ -1,7 +1,8 @@
-"""Files in archives, in whatever order they are asked for."""
+"""Files in archives, in whatever order they are asked for, and what is remembered of files."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data import DataError
-from data.prepare.inputs import given
+from data.prepare.inputs import given, identity
 
 NAMES = [f"{number}.nc" for number in range(6)]
 
@@ -55,3 +56,19 @@ def test_a_file_that_is_not_there_is_named_and_the_others_are_read_on(tmp_path: 
     with pytest.raises(DataError, match=r"a\.tar\.gz holds no 7\.nc"):
         given.read_member(archive / "7.nc", archive)
     assert given.read_member(archive / NAMES[5], archive) == b"content of 5.nc"
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, hashes = tmp_path / "a.nc", []
+    file.write_bytes(b"half")
+
+    def copied_meanwhile(path: Path) -> str:
+        hashes.append(hashlib.sha256(path.read_bytes()).hexdigest())
+        file.write_bytes(b"half and half")
+        return hashes[-1]
+
+    monkeypatch.setattr(identity, "_sha256", copied_meanwhile)
+    monkeypatch.setattr(identity, "_glance", lambda path: [path.stat().st_size])
+    assert identity.content_of(tmp_path, file) == hashlib.sha256(b"half and half").hexdigest()
+    assert len(hashes) == 2
+    identity.require_still(tmp_path, file)

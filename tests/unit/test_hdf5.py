@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -133,7 +135,12 @@ def bare_dimension(file: netCDF4.Dataset) -> None:
     file.createVariable("u10", "f4", ("y",), zlib=True)[:] = 2.0
 
 
-@pytest.mark.parametrize("build", [grown, namesakes, empty_attribute, bare_dimension])
+def one_dimension_twice(file: netCDF4.Dataset) -> None:
+    file.createDimension("y", 5)
+    file.createVariable("cov", "f4", ("y", "y"), zlib=True)[:] = np.arange(25).reshape(5, 5)
+
+
+@pytest.mark.parametrize("build", [grown, namesakes, empty_attribute, bare_dimension, one_dimension_twice])
 def test_odd_files_are_described_as_the_library_describes_them(
     tmp_path: Path, build: Callable[[netCDF4.Dataset], None]
 ) -> None:
@@ -144,7 +151,11 @@ def test_odd_files_are_described_as_the_library_describes_them(
         assert ours.dimensions.keys() == file.variables.keys()
         for name, variable in file.variables.items():
             assert (ours.dimensions[name], ours.shape(name)) == (variable.dimensions, variable.shape)
-            np.testing.assert_equal(ours.attributes(name), {key: variable.getncattr(key) for key in variable.ncattrs()})
+            stated = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            np.testing.assert_equal(ours.attributes(name), stated)
+            assert [type(value) for value in ours.attributes(name).values()] == [
+                type(stated[key]) for key in ours.attributes(name)
+            ]
             np.testing.assert_array_equal(ours.read(name, [(0, size) for size in variable.shape]), variable[:])
 
 
@@ -173,6 +184,56 @@ def test_any_damaged_byte_gives_the_same_numbers_or_a_refusal(tmp_path: Path) ->
         except (DataError, KeyError):  # by its name, or without the field
             continue
         np.testing.assert_array_equal(found, np.resize(values("f4"), (2, 4, 5)))
+
+
+def by_h5py(path: Path, attached: bool = True) -> h5py.File:
+    file = h5py.File(path, "w")
+    for name, size in (("y", 5), ("x", 6)):
+        file[name] = np.arange(size, dtype="f4")
+        file[name].make_scale(name)
+    file.create_dataset("pm25", (5, 6), "f4", chunks=(5, 6), compression="gzip", shuffle=True)
+    for axis, name in enumerate(("y", "x") if attached else ()):
+        file["pm25"].dims[axis].attach_scale(file[name])
+    return file
+
+
+def test_a_chunk_that_a_filter_was_left_out_for_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.nc"
+    with by_h5py(path) as file:
+        file["pm25"].id.write_direct_chunk((0, 0), np.arange(30, dtype="f4").tobytes(), filter_mask=3)
+    with opened_plainly(path) as ours:
+        np.testing.assert_array_equal(ours.read("pm25", [(0, 5), (0, 6)]), np.arange(30).reshape(5, 6))
+    shuffled = np.arange(30, dtype="<f4").view("u1").reshape(30, 4).T.tobytes()
+    with by_h5py(path) as file:  # deflated but said not to be shuffled: the mask decides
+        file["pm25"].id.write_direct_chunk((0, 0), zlib.compress(shuffled), filter_mask=1)
+    with opened_plainly(path) as ours:
+        np.testing.assert_array_equal(ours.read("pm25", [(0, 5), (0, 6)]), by_library(path, [(0, 5), (0, 6)]))
+
+
+def test_integers_of_fewer_bits_than_they_take_are_left_to_the_library(tmp_path: Path) -> None:
+    path = tmp_path / "a.nc"
+    with h5py.File(path, "w") as file:
+        kind, how = h5py.h5t.STD_I16LE.copy(), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        kind.set_precision(10)
+        how.set_chunk((5,))
+        how.set_deflate(1)
+        space = h5py.h5s.create_simple((5,))
+        h5py.h5d.create(file.id, b"pm25", kind, space, how).write(space, space, np.arange(-15, -10, dtype="i2"))
+    with opened_plainly(path) as ours:
+        np.testing.assert_array_equal(ours.read("pm25", [(0, 5)]), np.arange(-15, -10))
+
+
+def test_dimensions_that_a_field_is_not_attached_to_are_guessed_as_the_library_guesses(tmp_path: Path) -> None:
+    by_h5py(tmp_path / "a.nc", attached=False).close()
+    with netCDF4.Dataset(tmp_path / "a.nc") as file, opened_plainly(tmp_path / "a.nc") as ours:
+        assert ours.dimensions["pm25"] == file["pm25"].dimensions
+
+
+def test_a_file_is_closed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nc", zlib=True)
+    fields = Fields(path, None)
+    fields.close()
+    assert path not in [link.resolve() for link in Path("/proc/self/fd").iterdir()]
 
 
 def flip(content: bytearray) -> None:

@@ -162,16 +162,10 @@ def _dimensions(stored: dict[str, h5py.h5d.DatasetID]) -> dict[str, tuple[str, .
         called[shape[0]] = name
         if str(attribute(variable, "NAME")).startswith(BARE):
             bare.add(name)
-    found = {}
-    for name, variable in stored.items():
-        if name in bare:
-            continue
-        shape = variable.shape
-        attached = called.get(shape[0]) == name or h5py.h5a.exists(variable, b"DIMENSION_LIST")
-        if not attached or not set(shape) <= set(called) or len(set(shape)) < len(shape):
-            return None
-        found[name] = tuple(called[length] for length in shape)
-    return found
+    if not {length for variable in stored.values() for length in variable.shape} <= set(called):
+        return None
+    own = {name: variable for name, variable in stored.items() if name not in bare}
+    return {name: tuple(called[length] for length in variable.shape) for name, variable in own.items()}
 
 
 def _numbers(packed: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], shuffled: bool) -> np.ndarray:
