@@ -19,8 +19,10 @@ from data import DataError
 from data.prepare.inputs.hdf5 import Fields
 from data.prepare.inputs.opening import opened_plainly
 from data.prepare.sources.hours import Asked, stored_hours
+from data.prepare.sources.reader import _clear_packing
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions
+from data.variables import BY_NAME
 
 SIZES = {"time": 9, "level": 2, "south": 20, "west": 31}
 STORED: dict[str, dict[str, Any]] = {
@@ -255,3 +257,13 @@ def test_damage_inside_a_chunk_is_refused_by_name(tmp_path: Path, damage: Callab
         path = tmp_path / "a.tar" / "b.nc"
     with pytest.raises(DataError, match=r"b?a?\.nc cannot be read .*damaged or cut off"), opened_plainly(path) as file:
         file.read("pm25", WANTED[0])
+
+
+def test_numbers_just_below_zero_come_from_packing_and_are_zero_also_beside_missing_ones() -> None:
+    pm25 = BY_NAME["pm25"]
+    assert pm25.typical
+    little = -0.5e-2 * pm25.typical[0]
+    for missing in ([], [np.nan]):
+        values = np.array([little, 3.0, 100 * little, *missing], "f4")
+        _clear_packing(pm25, values)
+        np.testing.assert_array_equal(values, np.array([0.0, 3.0, 100 * little, *missing], "f4"))
