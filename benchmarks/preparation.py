@@ -23,7 +23,8 @@ from data.prepare import beginning, stages
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan
 from data.prepare.shards import write_shard
-from data.prepare.sources import spellings
+from data.prepare.sources.source import Clock, Source
+from data.prepare.sources.spellings import known_fields
 from data.store import finishing
 from tests.reanalysis import CAQRA, write_caqra, write_static
 
@@ -75,10 +76,10 @@ def write_archives(hours: list[Path], folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def compare(folder: Path, plan: Plan, jobs: list[tuple[Path, int, int]], hours: int, rounds: int) -> None:
+def compare(folder: Path, plan: Plan, files: list[Path], jobs: list[tuple[Path, int, int]], hours: int, rounds: int) -> None:
     """Print both rates, by processes that have started already, as they have for most of a year's preparation."""
     rates: dict[str, list[float]] = {"unpacking": [], "preparation": []}
-    target = folder / "out.zarr"
+    target, plan = folder / "out.zarr", replace(plan, sources=(replace(plan.sources[0], files=files),))
     for _ in range(rounds):
         beginning.begin(target, plan, WORKERS)
         with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
@@ -109,9 +110,12 @@ def main() -> None:
     try:
         static = folder / "static.nc"
         write_static(static)
-        fields, splits = spellings.SOURCES["caqra"], {"train": ("2013-01-01", "2013-01-05")}
+        caqra, splits = (
+            Source("caqra", known_fields("caqra"), [], Clock(name_zone=0.0)),
+            {"train": ("2013-01-01", "2013-01-05")},
+        )
         named = [f"{static}:{name}" for name in ("z", "people", "land")]
-        plan = Plan("caqra", fields, [], (20, 50), (80, 130), (128, 256), splits, *named)
+        plan = Plan((caqra,), (20, 50), (80, 130), (128, 256), splits, *named)
         month = folder / "one" / "month.nc"
         month.parent.mkdir()
         edges = [*range(0, a.hours, plan.shard_hours), a.hours]
@@ -119,19 +123,18 @@ def main() -> None:
             print("one file for all hours, some of it missing")
             write_caqra(month, start="2013-01-01", hours=a.hours, grid=GRID, kilometres=15.0)
             jobs = [(month, first, last) for first, last in zip(edges, edges[1:], strict=False)]
-            compare(folder, replace(plan, files=[month]), jobs, a.hours, a.rounds)
-        hourly = replace(plan, clock=spellings.Clock(name_zone=0.0))
+            compare(folder, plan, [month], jobs, a.hours, a.rounds)
         write_caqra(month, start="2013-01-01", hours=a.hours, grid=GRID, kilometres=15.0, missing=0.0)
         hours = write_hours(month, folder / "hours")
         month.unlink()
         if "hours" in a.files:
             print("one file an hour")
-            compare(folder, replace(hourly, files=hours), [(path, 0, 1) for path in hours], a.hours, a.rounds)
+            compare(folder, plan, hours, [(path, 0, 1) for path in hours], a.hours, a.rounds)
         if "archives" in a.files:
             print("one archive a day")
             archives = write_archives(hours, folder / "archives")
             days = [(path, 0, 24) for path in archives]
-            compare(folder, replace(hourly, files=expand(list(map(str, archives)))), days, a.hours, a.rounds)
+            compare(folder, plan, expand(list(map(str, archives))), days, a.hours, a.rounds)
     finally:
         shutil.rmtree(folder)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from data import DataError
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.spellings import NAME_ZONES, SOURCES, STAMPS, Clock, fields_of, read_variables
-from data.variables import KNOWN, contents
+from data.prepare.sources.source import KINDS, METHODS, STAMPS, WINDS, Source, clock_of, read_sources, require_wind
+from data.prepare.sources.spellings import OF_A_MAP, fields_of, read_lines, read_variables
+from data.variables import KNOWN, Variable, contents
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
     --lat 17.2 54.8 --lon 73.1 135.9 --grid 128 256 --elevation etopo.nc:z --population gpw.nc --land-mask land.nc \\
@@ -17,18 +18,22 @@ EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' 
   mpirun -n 64 python -m data prepare caqra ...          all ranks share the work
   python -m data prepare caqra ... --stage begin         then, in an array task: --stage load --part 3 64
   python -m data prepare caqra ... --stage finish        when all tasks are done
+  python -m data prepare several datasets/asia.zarr --config sources.yaml ...      each with its own map, hours and grid
 
 Interrupt it anywhere and run it again: what is done is verified and kept."""
 SPLITS = ("train", "validation", "test")
+OF_ONE_SOURCE = ("files", "files_from", "map", "method", "lead", "zone", "stamps", "winds")  # which --config has for each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", choices=[*SOURCES, "generic"])
+    add("source", choices=[*KINDS, "several"], help="what the files are; `generic` with --map, `several` with --config")
     add("store", type=Path, help="directory of the new store")
     given = "NetCDF files, zarr stores, archives or directories of them, patterns in quotes; in any order"
     add("files", nargs="*", metavar="FILE", help=given)
     add("--files-from", type=Path, metavar="LIST", help="a text file with one more FILE a line")
+    listed = "YAML, for `several`: a list of sources, as  - {kind: cams, files: cams/*.zip, map: {u: , v: }, zone: 0}"
+    add("--config", type=Path, metavar="SOURCES", help=listed)
     mapped = "YAML: how your files call variables, as  pm25: {name: PM2.5, units: ug/m3}; a line `so2:` leaves one out"
     add("--map", type=Path, help=mapped)
     own = "YAML: variables of your own, as  dust: {units: ug m-3, range: [0, 20000], group: chemistry}"
@@ -36,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lat", type=float, nargs=2, required=True, metavar=("SOUTH", "NORTH"), help="borders, degrees")
     add("--lon", type=float, nargs=2, required=True, metavar=("WEST", "EAST"))
     add("--grid", type=int, nargs=2, default=[128, 256], metavar=("ROWS", "COLS"))
-    methods = ["bilinear", "conservative"]
-    add("--method", choices=methods, help="default: conservative where the target is coarser")
+    add("--method", choices=METHODS, help="default: conservative where the target is coarser")
     add("--lead", type=float, nargs="+", metavar="HOURS", help="of forecasts: only these lead times")
     ahead = "time zone of the files' hours, hours ahead of UTC (default: UTC; CAQRA's hours in file names: 8)"
     add("--zone", type=float, metavar="HOURS", help=ahead)
-    add("--stamps", choices=STAMPS, default="end", help="where the times of hourly means lie in their hour")
-    add("--winds", choices=["earth", "grid"], default="earth", help="u and v: eastward and northward, or along the files' grid")
+    add("--stamps", choices=STAMPS, help="where the times of hourly means lie in their hour (default: end)")
+    along = "u and v: eastward and northward, or along the files' grid (default: earth)"
+    add("--winds", choices=WINDS, help=along)
     clipped = "set impossible values of this variable to the nearest possible one; repeatable"
     add("--clip", action="append", default=[], metavar="NAME", help=clipped)
     add("--mask-beyond", action="append", default=[], metavar="NAME", help="take impossible values of a variable for missing")
@@ -88,19 +93,13 @@ def run(options: argparse.Namespace) -> None:
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for."""
     defined = read_variables(options.variables) if options.variables else ()
-    fields = fields_of(options.source, options.map, defined)
+    sources = sources_of(options, defined)
     contents([*KNOWN, *defined]).require([*options.clip, *options.mask_beyond], "--clip and --mask-beyond")
-    name_zone = NAME_ZONES.get(options.source) if options.zone is None else options.zone
-    clock = Clock(tuple(sorted(options.lead)) if options.lead else None, options.zone or 0.0, options.stamps, name_zone)
     scan = Scan(options.wind_scan, options.patch, tuple(options.regions)) if options.wind_scan else None
     return Plan(
-        source=options.source,
-        fields=fields,
-        files=expand(options.files, options.files_from),
-        clock=clock,
+        sources=sources,
         clip=tuple(sorted(options.clip)),
         mask_beyond=tuple(sorted(options.mask_beyond)),
-        winds=options.winds,
         lat=(min(options.lat), max(options.lat)),
         lon=tuple(options.lon),
         grid=tuple(options.grid),
@@ -109,11 +108,30 @@ def plan_of(options: argparse.Namespace) -> Plan:
         population=options.population,
         land_mask=options.land_mask,
         domain=options.domain,
-        method=options.method,
         shard_hours=options.shard_hours,
         scan=scan,
         defined=defined,
     )
+
+
+def sources_of(options: argparse.Namespace, defined: tuple[Variable, ...]) -> tuple[Source, ...]:
+    """The one source that the options describe, or those of --config."""
+    if options.source == "several" or options.config:
+        stated = [name for name in OF_ONE_SOURCE if getattr(options, name) not in (None, [])]
+        if options.source != "several" or not options.config or stated:
+            named = f" (not {', '.join(stated)} beside it)" if stated else ""
+            raise DataError(f"`several` and --config SOURCES belong together, and SOURCES says all of each source{named}.")
+        sources = read_sources(options.config, defined)
+        require_wind([name for source in sources for name in source.fields], str(options.config))
+        return sources
+    lines = {variable.name: {"name": variable.name} for variable in defined}
+    lines |= read_lines(options.map, OF_A_MAP) if options.map else {}
+    where = str(options.map or options.variables)
+    fields = fields_of(options.source, lines, where, defined)
+    require_wind(fields, where)
+    clock = clock_of(options.source, options.lead, options.zone, options.stamps or "end")
+    files = expand(options.files, options.files_from)
+    return (Source(options.source, fields, files, clock, options.winds or "earth", options.method),)
 
 
 def show_result(path: Path) -> None:

@@ -10,56 +10,67 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data import DataError
-from data.prepare import ahead
 from data.prepare.beginning import build_scan, console
+from data.prepare.catalogue import ahead
+from data.prepare.catalogue.catalogue import Catalogue
+from data.prepare.catalogue.search import SAME_GRID, make_catalogue
 from data.prepare.grids.grid import from_tables, same_grid
 from data.prepare.inputs import identity
-from data.prepare.plan import PLAN, Scan
+from data.prepare.plan import PLAN, Scan, defined_in
 from data.prepare.shards import GRIDS, job_of, write_last
-from data.prepare.sources.catalogue import SAME_GRID, Catalogue, make_catalogue
-from data.prepare.sources.headers import Header
-from data.prepare.sources.spellings import Clock, Named
+from data.prepare.sources.source import Source, read_sources, sources_in, written_down
 from data.prepare.stages import finish, load, remaining
 from data.store import layout, opening, writing
 from data.store.finishing import MARKS
 from data.store.layout import Store
-from data.variables import restored
 from data.wind_scan.cache import store_of
 
 
-def append(path: Path, files: list[Path], workers: int) -> Store | None:
+def append(path: Path, files: list[Path], workers: int, config: Path | None = None) -> Store | None:
     """Add the hours of files that the store was not made of; run it again after an interruption.
+
+    Args:
+        files: of the store's only source.
+        config: where it has several, the file that lists them.
 
     Returns:
         The longer store; None where it was made of all these files already.
 
     Raises:
-        DataError: a file holds hours that the store has, or another grid, or the store was made by an earlier version.
+        DataError: a file holds hours that the store has, or another grid, the sources are others, or the store was made by an
+            earlier version.
     """
     longer = path.with_name(path.name + ".appended")
     _settle(path, longer)
     store = opening.open_store(path)
     plan = _plan_of(store)
-    identity.require_unchanged(path, files)
+    sources = _as_before(files, config, plan, path)
+    identity.require_unchanged(path, [file for source in sources for file in source.files])
     known = identity.recorded(path)
-    new = [file for file in files if str(identity.on_disk(file)) not in known]
-    if not new:
+    new = tuple(replace(source, files=[f for f in source.files if str(identity.on_disk(f)) not in known]) for source in sources)
+    if not any(source.files for source in new):
         _lengthen_scan(store, plan)  # where it was killed before that
         return None
-    own = {"files": [str(file) for file in new], "scan": None, "base": str(path.absolute()), "before": store.fingerprint}
-    own = plan | own
+    for number, source in enumerate(new, 1):
+        if not source.files:
+            raise DataError(
+                f"{config}: source {number} ({source.kind}) has no new files, and others have: its variables would be "
+                "missing in the new hours for good. Wait for its files."
+            )
+    own = {"scan": None, "base": str(path.absolute()), "before": store.fingerprint}
+    own = plan | written_down(new) | own
     job_of.cache_clear()  # this process may have prepared another store here
     parts = layout.parts_path(longer)
     begun = (parts / PLAN).exists() and not longer.exists()
     if not begun or json.loads((parts / PLAN).read_text()) != own:
-        _begin(longer, store, own, new, workers)
+        _begin(longer, store, own, workers)
     load(longer, remaining(longer), workers)
     finish(longer)
     path.rename(_replaced(path))
@@ -67,6 +78,20 @@ def append(path: Path, files: list[Path], workers: int) -> Store | None:
     store = opening.open_store(path)
     _lengthen_scan(store, plan)
     return store
+
+
+def _as_before(files: list[Path], config: Path | None, plan: dict[str, Any], path: Path) -> tuple[Source, ...]:
+    """What is given, read as the store's sources were."""
+    before = sources_in(plan)
+    if config is None:
+        if len(before) > 1:
+            raise DataError(f"{path} was made of {len(before)} sources: append with --config FILE, which lists them.")
+        return (replace(before[0], files=files),)
+    sources = read_sources(config, defined_in(plan))
+    if [replace(source, files=[]) for source in sources] != [replace(source, files=[]) for source in before]:
+        kinds = " + ".join(source.kind for source in before)
+        raise DataError(f"{config} is not what {path} was made of ({kinds}): only the files of a source may be others.")
+    return sources
 
 
 def _settle(path: Path, longer: Path) -> None:
@@ -102,14 +127,16 @@ def _plan_of(store: Store) -> dict[str, Any]:
     return plan
 
 
-def _begin(longer: Path, store: Store, plan: dict[str, Any], files: list[Path], workers: int) -> None:
+def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> None:
     """Catalogue the new files, and lay everything of the old store beside it that stays."""
     parts = layout.parts_path(longer)
     for left in (layout.partial_path(longer), parts, longer):  # of other files, or never put in its place
         shutil.rmtree(left, ignore_errors=True)
+    sources = sources_in(plan)
+    files = [file for source in sources for file in source.files]
     seen = identity.glance(files)
     ahead.look_ahead(longer, files, workers)
-    catalogue = _catalogue(plan, files, ahead.headers_of(longer, files))
+    catalogue = make_catalogue(sources, ahead.headers_of(longer, files), defined_in(plan))
     _require_later(catalogue, store)
     _require_same_grids(catalogue, store)
     last = catalogue.span[1]
@@ -133,14 +160,6 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], files: list[Path], 
         shutil.copyfile(weights, parts / weights.name)
     write_last(parts / PLAN, json.dumps(plan))
     ahead.forget(longer)
-
-
-def _catalogue(plan: dict[str, Any], files: list[Path], headers: Iterator[Header | None]) -> Catalogue:
-    """Of the new files, read as the old ones were."""
-    fields = {name: Named(**{**about, "spellings": tuple(about["spellings"])}) for name, about in plan["fields"].items()}
-    stated = plan["clock"]
-    clock = Clock(**{**stated, "lead_hours": stated["lead_hours"] and tuple(stated["lead_hours"])})
-    return make_catalogue(fields, files, clock, headers, tuple(restored(about) for about in plan.get("defined", [])))
 
 
 def _require_later(catalogue: Catalogue, store: Store) -> None:

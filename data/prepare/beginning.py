@@ -12,12 +12,14 @@ import scipy.sparse
 from rich.console import Console
 
 from data import DataError
-from data.prepare import ahead
+from data.prepare.catalogue import ahead
+from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
+from data.prepare.catalogue.search import make_catalogue
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
-from data.prepare.plan import PLAN, Plan, Scan, sha256_of
+from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
 from data.prepare.shards import job_of, write_last
-from data.prepare.sources.catalogue import Catalogue, load_catalogue, make_catalogue
+from data.prepare.sources.source import Source, sources_in
 from data.prepare.static import static_fields
 from data.store import layout, opening, writing
 from data.wind_scan import cache, orders
@@ -46,10 +48,10 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         return True
     seen = identity.glance(plan.files)
     ahead.look_ahead(path, plan.files, workers)
-    catalogue = make_catalogue(plan.fields, plan.files, plan.clock, ahead.headers_of(path, plan.files), plan.defined)
+    catalogue = make_catalogue(plan.sources, ahead.headers_of(path, plan.files), plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
-    regridders, methods = zip(*(_regridder(source, plan) for source in catalogue.grids), strict=True)
+    regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
         orders.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
@@ -81,11 +83,11 @@ def _provenance(plan: Plan, catalogue: Catalogue, methods: tuple[str, ...]) -> d
     """How the store was made, for those who look at it."""
     return {
         "generator": "python -m data prepare",
-        "source": plan.source,
+        "source": " + ".join(source.kind for source in plan.sources),
         "files": len(plan.files),
         "methods": list(methods),
-        "hours": plan.clock.described(),
-        "winds": f"relative to the {plan.winds}",
+        "hours": "; ".join(dict.fromkeys(source.clock.described() for source in plan.sources)),
+        "winds": f"relative to the {_source_of('u', catalogue, plan).winds}",
         "clipped": list(plan.clip),
         "masked_beyond": list(plan.mask_beyond),
         "source_grids": [list(source.shape) for source in catalogue.grids],
@@ -115,15 +117,20 @@ def _require_begun_by(path: Path, plan: Plan) -> None:
 
 def _require_axes(catalogue: Catalogue, plan: Plan) -> None:
     """Winds along a grid's axes can be turned."""
-    number = catalogue.grid_of["u"]
-    if plan.winds == "grid" and (catalogue.grids[number].lat.ndim == 1 or number != catalogue.grid_of["v"]):
+    number, along = catalogue.grid_of["u"], _source_of("u", catalogue, plan).winds
+    if along == "grid" and (catalogue.grids[number].lat.ndim == 1 or number != catalogue.grid_of["v"]):
         raise DataError("--winds grid is for u and v on one curvilinear grid; along latitudes and longitudes they are `earth`.")
 
 
-def _regridder(source: grid.Grid, plan: Plan) -> tuple[regrid.Regridder, str]:
+def _source_of(name: str, catalogue: Catalogue, plan: Plan) -> Source:
+    return plan.sources[catalogue.source_of[catalogue.grid_of[name]]]
+
+
+def _regridder(number: int, catalogue: Catalogue, plan: Plan) -> tuple[regrid.Regridder, str]:
     """Weights from a grid of the files to the target, and their method."""
+    source, asked = catalogue.grids[number], plan.sources[catalogue.source_of[number]].method
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(plan.target)
-    method = plan.method or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
+    method = asked or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
     console.print(f"{fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} degrees, {method}")
     regridder = regrid.build(source, plan.target, method)
     outside = int((~regridder.covered).sum())
@@ -147,7 +154,8 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
         return
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
-    if not before.equals(make_catalogue(before.fields, before.files, before.clock, defined=before.defined)):
+    plan = json.loads((parts / PLAN).read_text())
+    if not before.equals(make_catalogue(sources_in(plan), defined=defined_in(plan))):
         raise DataError(
             f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
             f"remove it and {parts} to start again."

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from data.prepare.grids.grid import Grid
-from data.prepare.sources import spellings
-from data.prepare.sources.spellings import DEFAULT_CLOCK, Clock
-from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents
+from data.prepare.sources.source import Source, written_down
+from data.prepare.sources.spellings import DEW_POINT
+from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents, restored
 
 PLAN = "plan.json"  # in the parts of an unfinished store, and in a finished one
 
@@ -32,9 +32,7 @@ class Scan:
 class Plan:
     """Everything that determines a prepared store; a restart must bring the same one."""
 
-    source: str
-    fields: dict[str, spellings.Named]
-    files: list[Path]
+    sources: tuple[Source, ...]
     lat: tuple[float, float]  # southern and northern border of the target, degrees
     lon: tuple[float, float]  # western and eastern border
     grid: tuple[int, int]
@@ -43,19 +41,22 @@ class Plan:
     population: str | None = None
     land_mask: str | None = None
     domain: str | None = None
-    method: str | None = None  # None: conservative where the target is coarser
     shard_hours: int = 120
     scan: Scan | None = field(default=None)
-    clock: Clock = DEFAULT_CLOCK
     clip: tuple[str, ...] = ()  # variables whose impossible values become the nearest possible one
     mask_beyond: tuple[str, ...] = ()  # variables whose impossible values become missing
-    winds: str = "earth"  # or "grid": u and v of the files lie along the axes of their grid
     defined: tuple[Variable, ...] = ()  # variables that the user has defined
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all sources, in their order."""
+        return [file for source in self.sources for file in source.files]
 
     @property
     def contents(self) -> Contents:
         """What the store will hold: the fields that are read, and the static ones."""
-        read = {"rh" if name == spellings.DEW_POINT else name for name in self.fields} | set(PUBLISHED.names("static"))
+        fields = [name for source in self.sources for name in source.fields]
+        read = {"rh" if name == DEW_POINT else name for name in fields} | set(PUBLISHED.names("static"))
         return contents(variable for variable in (*KNOWN, *self.defined) if variable.name in read)
 
     @property
@@ -68,9 +69,15 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What a restart is compared with; what the files hold is compared by their content (identity.py)."""
         described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        described.pop("sources")
         if not self.defined:  # or plans of the first versions would be others
             described.pop("defined")
-        return described
+        return described | written_down(self.sources)
+
+
+def defined_in(plan: dict[str, Any]) -> tuple[Variable, ...]:
+    """The variables that a user has defined, of a plan that was written down."""
+    return tuple(restored(about) for about in plan.get("defined", []))
 
 
 def sha256_of(tree: dict[str, Any]) -> str:

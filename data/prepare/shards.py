@@ -15,13 +15,15 @@ import scipy.sparse
 import zarr
 
 from data import DataError, locks
+from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
 from data.prepare.grids.grid import as_tables
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
-from data.prepare.plan import PLAN, Scan
-from data.prepare.sources.catalogue import Catalogue, load_catalogue
-from data.prepare.sources.reader import Reader
+from data.prepare.plan import PLAN, Scan, defined_in
+from data.prepare.reader import Reader
+from data.prepare.sources.source import sources_in
+from data.prepare.sources.spellings import read_as
 from data.store import layout, writing
 from data.store.layout import Store
 from data.store.opening import open_store
@@ -39,6 +41,7 @@ class _Job:
     contents: Contents
     catalogue: Catalogue
     regridders: list[Regridder]  # one for each grid of the catalogue
+    become: dict[str, Variable]  # what fields become
     first: np.datetime64
     hours: int
     shard_hours: int
@@ -74,13 +77,14 @@ def job_of(path: Path) -> _Job:
         layout.contents_of(root),
         found,
         regridders,
+        read_as(defined_in(plan)),
         layout.EPOCH + hours[0],
         len(hours),
         plan["shard_hours"],
         scan,
         plan["clip"],
         plan["mask_beyond"],
-        plan["winds"],
+        next(source.winds for source in sources_in(plan) if "u" in source.fields),
         open_store(Path(plan["base"])) if "base" in plan else None,
     )
 
@@ -104,7 +108,7 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    source = Reader(job.catalogue, job.first + start, count, job.regridders, job.winds)
+    source = Reader(job.catalogue, job.regridders, job.become, job.first + start, count, job.winds)
     fields = source.read()
     for group in job.contents.dynamic:
         members = job.contents.groups[group]

@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data import DataError
 from data.command_line import EXIT_INTERRUPTED
-from data.prepare import ahead
 from data.prepare.beginning import begin, build_scan, console, require_same_hours
+from data.prepare.catalogue import ahead
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
 from data.prepare.plan import PLAN, Plan
 from data.prepare.shards import attachments_of, is_done, job_of, sectors_of, write_shard

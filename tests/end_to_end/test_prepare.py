@@ -25,6 +25,7 @@ from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources import spellings
+from data.prepare.sources.source import Source
 from data.store import layout
 from data.store.opening import open_store
 from data.wind_scan import cache
@@ -83,9 +84,7 @@ def command(*given: str) -> subprocess.CompletedProcess[str]:
 def plan(raw: Path, *files: Path, **changes: object) -> Plan:
     static = raw / "static.nc"
     fields: dict[str, object] = {
-        "source": "caqra",
-        "fields": spellings.SOURCES["caqra"],
-        "files": list(files),
+        "sources": (Source("caqra", spellings.known_fields("caqra"), list(files)),),
         "lat": LAT,
         "lon": LON,
         "grid": GRID,
@@ -263,12 +262,14 @@ def test_a_generic_source_is_mapped_by_a_file(raw: Path, tmp_path: Path) -> None
     lines = [f"{name}: {{name: {spelt}}}" for name, spelt in {"u": "U", "v": "V", "temp": "T", "rh": "R", "psfc": "P"}.items()]
     lines += ["pm25: {name: fine, units: mg/m3}", *(f"{name}: {{name: {name}}}" for name in ("pm10", "so2", "no2", "co", "o3"))]
     (tmp_path / "map.yaml").write_text("\n".join(lines))
-    ours = plan(raw, tmp_path / "a.nc", source="generic", fields=spellings.fields_of("generic", tmp_path / "map.yaml", ()))
-    stages.prepare(tmp_path / "g.zarr", ours, workers=1)
+    prepared = arguments(raw, tmp_path / "g.zarr", tmp_path / "a.nc", source="generic")
+    done = command(*prepared, "--map", str(tmp_path / "map.yaml"))
+    assert done.returncode == 0, done.stderr
     assert 5.0 < open_store(tmp_path / "g.zarr").statistics["pm25"]["mean"] < 150.0
     (tmp_path / "map.yaml").write_text("\n".join(lines[1:]))
-    with pytest.raises(DataError, match="nothing is given for u"):
-        spellings.fields_of("generic", tmp_path / "map.yaml", ())
+    done = command(*prepared, "--map", str(tmp_path / "map.yaml"))
+    assert done.returncode == 2
+    assert "map.yaml: nothing is given for u; the wind is always needed." in done.stderr
 
 
 def copied(raw: Path, folder: Path) -> Path:
@@ -333,7 +334,7 @@ def forget_fill_value(file: Path) -> None:
     ("spoil", "message"),
     [
         (truncate, "jan.nc cannot be read"),
-        (rename_variable, r"none of the 1 files holds: so2 \(so2, SO2\)"),
+        (rename_variable, r"none of the 1 files \(caqra\) holds: so2 \(so2, SO2\)"),
         (swap_coordinates, "latitude and longitude look swapped"),
         (repeat_hour, "at 2014-12-31T06 is twice in"),
         (shift_half_hour, "2014-12-31T00:30:00 is not on a whole hour"),

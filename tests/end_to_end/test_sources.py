@@ -17,6 +17,7 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 
 from data import DataError
 from data.__main__ import main
@@ -39,7 +40,7 @@ TRUTH = {
 LAT1, LON1 = np.arange(28.0, 36.1, 0.5), np.arange(106.0, 116.1, 0.5)
 UNITS = {"u": "m s-1", "v": "m s-1", "temp": "K", "rh": "%", "psfc": "Pa"}
 OPTIONS = ("elevation", "population", "land-mask")
-TARGET = ["--lat", "30", "34", "--lon", "108", "114", "--grid", "8", "12", "--method", "bilinear"]
+TARGET = ["--lat", "30", "34", "--lon", "108", "114", "--grid", "8", "12"]
 
 
 def truth(name: str, lat: np.ndarray, lon: np.ndarray, hours: Any) -> np.ndarray:
@@ -73,7 +74,8 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def prepare(source: str, store: Path, *given: object, code: int = 0, days: str = "2015-03-01 2015-03-01") -> Store | None:
-    arguments = ["prepare", source, str(store), *map(str, given), *TARGET, "--train", *days.split()]
+    method = [] if source == "several" else ["--method", "bilinear"]
+    arguments = ["prepare", source, str(store), *map(str, given), *TARGET, *method, "--train", *days.split()]
     assert main(arguments) == code
     return open_store(store) if code == 0 else None
 
@@ -428,6 +430,137 @@ def test_one_variable_on_two_grids_is_refused_and_goes_as_it_says(
     prepare("generic", tmp_path / "s.zarr", *files, *given, code=2)
     assert "b.nc has 'u' on another grid (16 x 21) than the files before it (17 x 21)" in capsys.readouterr().err
     assert values_agree(prepare("generic", tmp_path / "s.zarr", files[0], *given))
+
+
+def listed(path: Path, *sources: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(list(sources)))
+    return path
+
+
+WEATHER = {name: {"name": name} for name in UNITS}
+POLLUTANTS = {name: {"name": name} for name in TRUTH if name not in UNITS}
+
+
+def test_several_sources_have_each_its_own_map_hours_method_and_grid(
+    caqra: Path, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weather of means stamped in the middle of their hour, UTC, beside CAQRA's pollutants, in Beijing's hours; both products
+    hold weather, so one of them leaves it out, as the refusal says."""
+    dataset = regular(range(-7, 16))
+    dataset["time"] = ("time", np.arange(-7, 16) - 0.5, dataset["time"].attrs)
+    dataset.to_netcdf(tmp_path / "merra.nc")
+    merra = {"kind": "generic", "files": str(tmp_path / "*.nc"), "map": WEATHER, "stamps": "centre", "method": "conservative"}
+    both = {"kind": "caqra", "files": [str(caqra / "*.tar.gz")], "method": "bilinear"}
+    given = ["--config", tmp_path / "sources.yaml", *static, "--workers", "2"]
+    listed(given[1], merra, both)
+    prepare("several", tmp_path / "s.zarr", *given, code=2)
+    told = capsys.readouterr().err
+    assert "'u' is read from source 1 (generic) and source 2 (caqra)" in told
+    assert "by `u:` in its map" in told
+    listed(given[1], merra, both | {"map": dict.fromkeys(UNITS)})
+    store = prepare("several", tmp_path / "s.zarr", *given, days="2015-02-28 2015-03-01")
+    assert values_agree(store)
+    assert store
+    assert store.times[0] == np.datetime64("2015-02-28T16")
+    assert store.provenance["methods"] == ["conservative", "bilinear"]
+    assert store.provenance["hours"] == (
+        "times in files are UTC+0 h, at the centre of averaged hours; times in files are UTC+0 h, in names +8 h"
+    )
+    written = (tmp_path / "s.zarr/zarr.json").stat().st_mtime_ns
+    prepare("several", tmp_path / "s.zarr", *given, days="2015-02-28 2015-03-01")
+    assert (tmp_path / "s.zarr/zarr.json").stat().st_mtime_ns == written
+
+
+def test_ratios_of_one_source_become_concentrations_in_the_air_of_another(static: list[str], tmp_path: Path) -> None:
+    """And the dew point of a source is left out with its `rh`."""
+    dataset = regular()
+    dataset.to_netcdf(tmp_path / "weather.nc")
+    air = dataset["psfc"] / (287.05 * dataset["temp"])
+    for name in ("so2", "no2", "co", "o3"):
+        dataset[name] = (dataset[name] * 1e-9 / air).assign_attrs(units="kg kg-1").astype("f4")
+    theirs = {"temp": "t2m", "psfc": "sp", "u": "u10", "v": "v10", "rh": "d2m", "o3": "go3", "pm25": "pm2p5"}
+    dataset.isel(lat=slice(None, None, 2)).rename(theirs).to_netcdf(tmp_path / "cams.nc")
+    given = listed(
+        tmp_path / "sources.yaml",
+        {"kind": "cams", "files": str(tmp_path / "cams.nc"), "method": "bilinear", "map": dict.fromkeys(UNITS)},
+        {"kind": "topoflow", "files": str(tmp_path / "weather.nc"), "method": "bilinear", "map": dict.fromkeys(POLLUTANTS)},
+    )
+    assert values_agree(prepare("several", tmp_path / "s.zarr", "--config", given, *static))
+
+
+def test_later_hours_of_several_sources_are_appended_by_their_list(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes out is what preparing all at once gives; one source alone is not enough, nor are files without the list."""
+    for day in (0, 1):
+        dataset = regular(range(24 * day, 24 * day + 24))
+        dataset[list(UNITS)].to_netcdf(tmp_path / f"weather{day}.nc")
+        dataset[list(POLLUTANTS)].isel(lat=slice(1, None)).to_netcdf(tmp_path / f"pollutants{day}.nc")
+
+    def of_days(weather: str, pollutants: str, **changes: Any) -> Path:
+        kinds = (("weather", weather, WEATHER), ("pollutants", pollutants, POLLUTANTS))
+        sources = [{"kind": "generic", "files": str(tmp_path / f"{n}{d}.nc"), "map": m} | changes for n, d, m in kinds]
+        return listed(tmp_path / f"{weather}{pollutants}{len(changes)}.yaml", *sources)
+
+    def appended(*given: object) -> int:
+        return main(["append", str(tmp_path / "s.zarr"), *map(str, given)])
+
+    prepare("several", tmp_path / "s.zarr", "--config", of_days("0", "0"), *static)
+    at_once = prepare("several", tmp_path / "once.zarr", "--config", of_days("[01]", "[01]"), *static)
+    for given, told in (
+        ([tmp_path / "weather1.nc"], "was made of 2 sources: append with --config FILE"),
+        (["--config", of_days("[01]", "0")], "source 2 (generic) has no new files"),
+        (["--config", of_days("[01]", "[01]", zone=1)], "is not what"),
+        (["--config", of_days("[01]", "[01]"), tmp_path / "weather1.nc"], "lists the files of every source"),
+    ):
+        assert appended(*given) == 2
+        assert told in capsys.readouterr().err
+    assert appended("--config", of_days("[01]", "[01]")) == 0
+    longer = open_store(tmp_path / "s.zarr")
+    assert values_agree(longer)
+    assert at_once
+    assert longer.fingerprint == at_once.fingerprint
+    assert appended("--config", of_days("[01]", "[01]")) == 0
+    assert "was made of all these files already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"kind": "camps"}, "source 1: kind is 'camps', not one of cams, caqra, topoflow, generic"),
+        ({"grid": [1, 2]}, "source 1: grid is unknown: a source has kind and files, and may have map, lead"),
+        ({"zone": [8, 9]}, "source 1: lead takes hours"),
+        ({"lead": "3"}, "source 1: lead takes hours"),
+        ({"winds": "west"}, "source 1: winds is 'west', not one of earth, grid"),
+        ({"map": ["u"]}, "source 1: map is a file, or lines"),
+        ({"map": {"pm2": {"name": "x"}}}, "source 1: unknown variable 'pm2'. Did you mean 'pm25'?"),
+        ({"map": {"u": None}}, "source 1: 'u' says nothing"),
+        ({"map": {name: line for name, line in WEATHER.items() if name != "v"}}, "nothing is given for v"),
+        ({"files": "none/*.nc"}, "none/*.nc cannot be read: there is no such file"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_of_sources_is_named(
+    wrong: dict[str, Any], told: str, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    regular().to_netcdf(tmp_path / "a.nc")
+    right = {"kind": "generic", "files": str(tmp_path / "a.nc"), "map": WEATHER}
+    given = listed(tmp_path / "sources.yaml", right | wrong)
+    prepare("several", tmp_path / "s.zarr", "--config", given, *static, code=2)
+    assert told in capsys.readouterr().err
+
+
+def test_options_of_one_source_do_not_stand_beside_a_list(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = listed(tmp_path / "sources.yaml")
+    for source, options, told in (
+        ("several", ["--config", given, "--zone", "0"], "(not zone beside it)"),
+        ("several", [], "`several` and --config SOURCES belong together"),
+        ("caqra", ["--config", given], "`several` and --config SOURCES belong together"),
+        ("several", ["--config", given], "list sources, as  - {kind: cams"),
+    ):
+        prepare(source, tmp_path / "s.zarr", *options, *static, code=2)
+        assert told in capsys.readouterr().err
 
 
 def test_winds_along_the_axes_of_a_grid_are_turned(static: list[str], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_run_trains_on_what_a_store_has_and_reads_no_more(store: Store, tmp_pa
         ("", "o3: {units: ppb, range: [0, 1]}", "'o3' is known already, in ug m-3; to read it, add it to --map"),
         ("", "dust: {units: ug m-3}", "'dust' needs units and range"),
         ("", "dust: {units: ug m-3, range: [0, 1], group: static}", "cannot be in the group 'static'"),
-        ("", "dust: {units: ug m-3, range: [0, 1], group: chemistry}", "none of the 1 files holds: dust (dust)"),
+        ("", "dust: {units: ug m-3, range: [0, 1], group: chemistry}", "none of the 1 files (caqra) holds: dust (dust)"),
     ],
 )
 def test_a_map_or_definition_that_cannot_be_meant_is_refused(

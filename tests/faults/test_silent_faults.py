@@ -23,13 +23,15 @@ from torch import Tensor
 
 from data import DataError
 from data.prepare import beginning, shards, stages
+from data.prepare.catalogue.catalogue import Catalogue
+from data.prepare.catalogue.search import make_catalogue
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
-from data.prepare.sources import reader, spellings
-from data.prepare.sources.catalogue import Catalogue, make_catalogue
+from data.prepare.reader import Reader
+from data.prepare.sources import spellings
 from data.prepare.sources.hours import Stored, decoded
-from data.prepare.sources.spellings import Clock
+from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Source
 from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
 from data.wind_scan.cache import ScanCache
@@ -328,9 +330,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(raw: Path, *files: Path) -> Plan:
     static = raw / "static.nc"
     return Plan(
-        source="caqra",
-        fields=spellings.SOURCES["caqra"],
-        files=list(files),
+        sources=(Source("caqra", spellings.known_fields("caqra"), list(files)),),
         lat=(24.0, 46.0),
         lon=(92.0, 116.0),
         grid=(16, 32),
@@ -397,10 +397,14 @@ def read(found: Catalogue, start: np.datetime64, count: int) -> dict[str, np.nda
     (grid,) = found.grids
     cells = grid.shape[0] * grid.shape[1]
     same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), grid.shape)
-    return reader.Reader(found, start, count, [same], "earth").read()
+    return Reader(found, [same], spellings.read_as(()), start, count).read()
 
 
 FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}
+
+
+def catalogued(fields: dict[str, spellings.Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
+    return make_catalogue((Source("generic", fields, files, clock),))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ def test_f51_forecasts_are_stored_at_the_hour_they_are_valid_at(
 ) -> None:
     """The reference time was taken for the time: forecasts of 24 h stood 24 h early, exit 0."""
     forecast_file(tmp_path / "f.nc", references, periods)
-    found = make_catalogue(FIELD, [tmp_path / "f.nc"], Clock(lead))
+    found = catalogued(FIELD, [tmp_path / "f.nc"], Clock(lead))
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == expected).all()
     values = read(found, start, 48)["pm25"]
@@ -430,12 +434,12 @@ def test_f51_an_hour_with_several_lead_times_or_without_any_is_refused_with_the_
     """Nobody can guess which of two forecasts of one hour is meant."""
     forecast_file(tmp_path / "f.nc", [0, 12], [3, 15])
     with pytest.raises(DataError, match=r"several lead times, choose which to take, as --lead 3"):
-        make_catalogue(FIELD, [tmp_path / "f.nc"])
+        catalogued(FIELD, [tmp_path / "f.nc"])
     with pytest.raises(DataError, match=r"--lead asks for 4 h, its lead times are 3, 15 h"):
-        make_catalogue(FIELD, [tmp_path / "f.nc"], Clock((4.0,)))
+        catalogued(FIELD, [tmp_path / "f.nc"], Clock((4.0,)))
     forecast_file(tmp_path / "g.nc", [0, 12], [3], with_period=False)
     with pytest.raises(DataError, match="no forecast period"):
-        make_catalogue(FIELD, [tmp_path / "g.nc"])
+        catalogued(FIELD, [tmp_path / "g.nc"])
 
 
 @pytest.mark.parametrize(
@@ -549,7 +553,7 @@ def test_f51_each_variable_is_stored_at_its_own_times(tmp_path: Path) -> None:
         "longitude": ("longitude", lon, {"units": "degrees_east"}),
     }
     xr.Dataset(fields, coordinates).to_netcdf(tmp_path / "f.nc")
-    found = make_catalogue(FIELD | {"u": spellings.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
+    found = catalogued(FIELD | {"u": spellings.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == slow).all()
     assert ((found.hours["u"] - start).astype(int) == hourly).all()
@@ -561,13 +565,13 @@ def test_f51_a_lead_time_that_is_asked_for_and_not_there_is_refused(tmp_path: Pa
     """One of two was dropped; and 9 h in nanoseconds were 9.000000000000002 h."""
     forecast_file(tmp_path / "f.nc", [0], [6, 9, 12])
     with pytest.raises(DataError, match="--lead asks for 6, 8 h"):
-        make_catalogue(FIELD, [tmp_path / "f.nc"], Clock((6.0, 8.0)))
+        catalogued(FIELD, [tmp_path / "f.nc"], Clock((6.0, 8.0)))
     with xr.open_dataset(tmp_path / "f.nc", decode_times=False) as dataset:
         changed = dataset.load()
     period = changed.forecast_period
     changed["forecast_period"] = ("forecast_period", (period.to_numpy() * 3.6e12).astype("i8"), {"units": "nanoseconds"})
     changed.to_netcdf(tmp_path / "g.nc")
-    found = make_catalogue(FIELD, [tmp_path / "g.nc"], Clock((6.0, 9.0)))
+    found = catalogued(FIELD, [tmp_path / "g.nc"], Clock((6.0, 9.0)))
     assert len(found.hours["pm25"]) == 2
 
 
@@ -615,7 +619,7 @@ def test_an_unknown_unit_in_a_later_file_is_refused_before_the_first_shard(tmp_p
         changed.to_netcdf(tmp_path / "c.nc")
         files = [tmp_path / "a.nc", tmp_path / "c.nc"]
         if message is None:
-            assert len(make_catalogue(FIELD, files).hours["pm25"]) == 4
+            assert len(catalogued(FIELD, files).hours["pm25"]) == 4
         else:
             with pytest.raises(DataError, match=message):
-                make_catalogue(FIELD, files)
+                catalogued(FIELD, files)

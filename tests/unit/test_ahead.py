@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from data.prepare import ahead
-from data.prepare.sources import headers
-from data.prepare.sources.catalogue import make_catalogue
+from data.prepare.catalogue import ahead, headers
+from data.prepare.catalogue.search import make_catalogue
+from data.prepare.sources.source import Source
 from data.prepare.sources.spellings import Named
 
 FIELD = {"pm25": Named(("pm25",), "ug m-3")}
@@ -55,9 +55,9 @@ def test_parts_share_the_files_and_the_catalogue_is_the_same(
     for part in (1, 0):
         ahead.look_ahead(path, files, workers=1, part=part, parts=2)
     assert sorted(read) == [file.name for file in files]
-    found = make_catalogue(FIELD, files, headers=ahead.headers_of(path, files))
+    found = make_catalogue((Source("generic", FIELD, files),), headers=ahead.headers_of(path, files))
     assert len(read) == len(files)
-    assert found.equals(make_catalogue(FIELD, files))
+    assert found.equals(make_catalogue((Source("generic", FIELD, files),)))
     ahead.forget(path)
     assert not list(tmp_path.glob("*.headers"))
 

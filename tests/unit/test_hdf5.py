@@ -18,8 +18,8 @@ import pytest
 from data import DataError
 from data.prepare.inputs.hdf5 import Fields
 from data.prepare.inputs.opening import opened_plainly
+from data.prepare.reader import _clear_packing
 from data.prepare.sources.hours import Asked, stored_hours
-from data.prepare.sources.reader import _clear_packing
 from data.prepare.sources.spellings import Named
 from data.prepare.sources.times import Dimensions
 from data.variables import BY_NAME

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data import DataError
+from data.prepare.catalogue import headers
+from data.prepare.catalogue.headers import read_header
 from data.prepare.inputs.given import expand
-from data.prepare.sources import headers
-from data.prepare.sources.headers import read_header
 
 
 def write(path: Path, change: Callable[[netCDF4.Dataset], Any] = lambda _: None, kind: str = "NETCDF4", cols: int = 7) -> Path:

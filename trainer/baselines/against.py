@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data import DataError
 from data.batch import Batch
-from data.prepare.sources.spellings import SOURCES
+from data.prepare.sources.spellings import SOURCES, known_fields
 from data.prepare.sources.units import concentration, conversion, mass_mixing_ratio
 from data.store.layout import DAMAGE, Store
 
@@ -88,7 +88,7 @@ class Against:
 
     def _spelt(self, name: str) -> str:
         """What the file calls a pollutant, in units that are known."""
-        spellings = [spelling for fields in SOURCES.values() if name in fields for spelling in fields[name].spellings]
+        spellings = [spelling for source in map(known_fields, SOURCES) if name in source for spelling in source[name].spellings]
         found = next((spelling for spelling in [name, *spellings] if spelling in self._file), None)
         if found is None:
             raise DataError(f"--against {self.path} has no {name}; it has {', '.join(map(str, self._file.data_vars))}.")
@@ -117,7 +117,7 @@ class Against:
     def _air(self) -> dict[str, str]:
         found: dict[str, str] = {}
         for name in AIR:
-            spellings = [spelling for fields in SOURCES.values() for spelling in fields[name].spellings]
+            spellings = [spelling for source in map(known_fields, SOURCES) for spelling in source[name].spellings]
             found.update((name, spelling) for spelling in spellings if spelling in self._file)
         return found
 

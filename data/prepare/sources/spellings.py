@@ -1,19 +1,20 @@
-"""How sources call their variables, in which units they are, where their files say nothing, and how hours are read.
-
-CAQRA: Kong et al. (2021), Earth Syst. Sci. Data 13, 529. CAMS: Inness et al. (2019), Atmos. Chem. Phys. 19, 3515 (EAC4).
-"""
+"""How sources call their variables, and in which units those are where files say nothing: one file a source, in known/."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data import DataError
 from data.strict import parse_yaml
-from data.variables import ALWAYS, BY_NAME, PUBLISHED, Contents, Variable
+from data.variables import BY_NAME, PUBLISHED, Contents, Variable
 
 DEW_POINT = "dew_point"  # read where a source has no relative humidity
+FOLDER = Path(__file__).parent / "known"
+SOURCES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+OF_A_MAP = "write one line a variable, as  pm25: {name: PM2.5, units: ug/m3}"
 
 
 @dataclass(frozen=True)
@@ -26,106 +27,54 @@ class Named:
     level: int | None = None  # which one of several
 
 
-def _concentration(*spellings: str, units: str = "ug m-3") -> Named:
-    return Named(spellings, units)
+def known_fields(source: str) -> dict[str, Named]:
+    """What a source's files hold; of `generic`, nothing is known."""
+    return dict(_known(source)[0]) if source in SOURCES else {}
 
 
-SOURCES: dict[str, dict[str, Named]] = {
-    "caqra": {
-        "u": Named(("u", "u10", "U10", "uwind", "UWIND"), "m s-1"),
-        "v": Named(("v", "v10", "V10", "vwind", "VWIND"), "m s-1"),
-        "temp": Named(("temp", "t2", "T2", "t2m", "TEMP", "temperature"), "K"),
-        "rh": Named(("rh", "RH", "rh2", "RH2", "relative_humidity"), "%"),
-        "psfc": Named(("psfc", "PSFC", "ps", "sp", "surface_pressure"), "Pa"),
-        "pm25": _concentration("pm2_5", "pm25", "PM25", "PM2_5", "PM2.5", "pm2p5"),
-        "pm10": _concentration("pm10", "PM10"),
-        "so2": _concentration("so2", "SO2"),
-        "no2": _concentration("no2", "NO2"),
-        "co": _concentration("co", "CO", units="mg m-3"),
-        "o3": _concentration("o3", "O3"),
-    },
-    "topoflow": {
-        "u": Named(("u",), "m s-1"),
-        "v": Named(("v",), "m s-1"),
-        "temp": Named(("temp",), "K"),
-        "rh": Named(("rh",), "%"),
-        "psfc": Named(("psfc",), "Pa"),
-        **{name: _concentration(name) for name in ("pm25", "pm10", "so2", "no2", "co", "o3")},
-    },
-    "cams": {
-        "u": Named(("u10", "10u"), "m s-1"),
-        "v": Named(("v10", "10v"), "m s-1"),
-        "temp": Named(("t2m", "2t"), "K"),
-        DEW_POINT: Named(("d2m", "2d"), "K"),
-        "psfc": Named(("sp",), "Pa"),
-        "pm25": _concentration("pm2p5", units="kg m-3"),
-        "pm10": _concentration("pm10", units="kg m-3"),
-        "so2": _concentration("so2", units="kg kg-1"),
-        "no2": _concentration("no2", units="kg kg-1"),
-        "co": _concentration("co", units="kg kg-1"),
-        "o3": _concentration("go3", "o3", units="kg kg-1"),
-    },
-}
+def name_zone(source: str) -> float | None:
+    """Hours ahead of UTC, of an hour that stands in the name of a file only; None where that has to be said."""
+    return _known(source)[1] if source in SOURCES else None
 
 
-# Hours ahead of UTC, of an hour that stands in the name of a file. CAQRA's is said to be Beijing time.
-NAME_ZONES = {"caqra": 8.0}
+@cache
+def _known(source: str) -> tuple[dict[str, Named], float | None]:
+    about = read_lines(FOLDER / f"{source}.yaml", OF_A_MAP)
+    fields = {name: Named(_spellings(line["name"]), line["units"]) for name, line in about["fields"].items()}
+    return fields, about.get("name_zone")
 
 
-@dataclass(frozen=True)
-class Clock:
-    """How the hours of files are read."""
-
-    lead_hours: tuple[float, ...] | None = None  # of forecasts, those to take; None: all, each hour once
-    zone: float = 0.0  # hours that the times in files are ahead of UTC
-    stamps: str = "end"  # where in an averaged hour its time lies; means are stored at the end, when all of it is known
-    name_zone: float | None = None  # the same of an hour that stands in a file's name only; None: it has to be said
-
-    def described(self) -> str:
-        """For the output and the provenance."""
-        named = "" if self.name_zone is None else f", in names {self.name_zone:+g} h"
-        of_means = "" if self.stamps == "end" else f", at the {self.stamps} of averaged hours"
-        return f"times in files are UTC{self.zone:+g} h{named}{of_means}"
+def _spellings(name: Any) -> tuple[str, ...]:
+    return tuple(map(str, name)) if isinstance(name, list) else (str(name),)
 
 
-STAMPS = ("end", "centre")
-DEFAULT_CLOCK = Clock()
-
-
-def fields_of(source: str, path: Path | None, defined: tuple[Variable, ...]) -> dict[str, Named]:
-    """What is read: the fields of a source, changed and completed by the lines of a map; and what the user has defined.
+def fields_of(source: str, lines: dict[str, Any], where: str, defined: tuple[Variable, ...]) -> dict[str, Named]:
+    """What is read: the fields of a source, changed and completed by the lines of a map.
 
     Args:
-        path: YAML, our name -> {name: file's name, units: overrule those of the file, level: one of several}, or nothing
-            after the colon to leave the source's field out. The source `generic` has no fields of its own.
+        lines: our name -> {name: file's name or several, units: overrule those of the file, level: one of several}, or
+            nothing after the colon to leave the source's field out. The source `generic` has no fields of its own.
+        where: the lines stand, for messages.
 
     Raises:
-        DataError: a name that is not known here, a line that says nothing, or no wind or no pollutant is left.
+        DataError: a name that is not known here, or a line that says nothing.
     """
-    fields = dict(SOURCES.get(source, {}))
-    fields |= {variable.name: Named((variable.name,), variable.units) for variable in defined}
-    own = read_as(defined)
-    tree = {} if path is None else _mapping(path, "write one line a variable, as  pm25: {name: PM2.5, units: ug/m3}")
-    Contents({"": tuple(own.values())}).require(tree, str(path))
-    for name, entry in tree.items():
-        if entry is None and name in fields:
-            del fields[name]
+    fields, own = known_fields(source), read_as(defined)
+    Contents({"": tuple(own.values())}).require(lines, where)
+    for name, entry in lines.items():
+        instead = fields.pop(DEW_POINT, None) if name == "rh" else None
+        if entry is None and (name in fields or instead):
+            fields.pop(name, None)
             continue
         if not isinstance(entry, dict) or "name" not in entry:
             raise DataError(
-                f"{path}: '{name}' says nothing: write  {name}: {{name: NAME_IN_THE_FILES, units: {own[name].units}}}"
+                f"{where}: '{name}' says nothing: write  {name}: {{name: NAME_IN_THE_FILES, units: {own[name].units}}}"
             )
-        fields[name] = Named(
-            (str(entry["name"]),), str(entry.get("units", own[name].units)), "units" in entry, entry.get("level")
-        )
-        if name == "rh":
-            fields.pop(DEW_POINT, None)
+        units = str(entry.get("units", own[name].units))
+        fields[name] = Named(_spellings(entry["name"]), units, "units" in entry, entry.get("level"))
     static = [name for name in fields if name in PUBLISHED.names("static")]
     if static:
-        raise DataError(f"{path}: '{static[0]}' has no time; such fields come with --elevation, --population and --land-mask.")
-    absent = [name for name in ALWAYS if name not in fields]
-    if absent:
-        raise DataError(f"{path}: nothing is given for {', '.join(absent)}; the wind is always needed.")
+        raise DataError(f"{where}: '{static[0]}' has no time; such fields come with --elevation, --population and --land-mask.")
     return fields
 
 
@@ -143,7 +92,7 @@ def read_variables(path: Path) -> tuple[Variable, ...]:
     """
     example = "write one line a variable, as  dust: {units: ug m-3, range: [0, 20000], group: chemistry}"
     found = []
-    for name, about in _mapping(path, example).items():
+    for name, about in read_lines(path, example).items():
         known = {"units", "range", "group", "long_name", "standard_name", "typical"}
         if not isinstance(about, dict) or not {"units", "range"} <= set(about) <= known:
             raise DataError(f"{path}: '{name}' needs units and range, and may have {', '.join(sorted(known))}: {example}")
@@ -161,7 +110,12 @@ def read_variables(path: Path) -> tuple[Variable, ...]:
     return tuple(found)
 
 
-def _mapping(path: Path, example: str) -> dict[str, Any]:
+def read_lines(path: Path, example: str) -> dict[str, Any]:
+    """A YAML file that says something of every variable.
+
+    Raises:
+        DataError: it is something else.
+    """
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from data import DataError
 from data.prepare.sources.files import horizontal
-from data.prepare.sources.spellings import Clock
+from data.prepare.sources.source import Clock
 from data.prepare.sources.tidy import FROM_NAME
 
 PERIODS = ("forecast_period", "leadtime", "lead_time", "step")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data import DataError
+from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
-from data.prepare.sources.catalogue import Catalogue
 from data.prepare.sources.hours import Asked, Stored, decoded, stored_hours
-from data.prepare.sources.spellings import DEW_POINT, read_as
+from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.sources.units import (
     LIKELY,
     concentration,
@@ -32,16 +32,24 @@ class Reader:
     are read before them.
     """
 
-    def __init__(self, catalogue: Catalogue, first: np.datetime64, count: int, regridders: list[Regridder], winds: str) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        regridders: list[Regridder],
+        become: dict[str, Variable],
+        first: np.datetime64,
+        count: int,
+        winds: str = "earth",
+    ) -> None:
         """
         Args:
             regridders: one for each of the catalogue's grids.
+            become: what fields become, by name (`read_as`).
             winds: "earth", or "grid" where u and v lie along the axes of their grid.
         """
-        self.catalogue, self.first, self.count, self.regridders = catalogue, first, count, regridders
-        self.become = read_as(catalogue.defined)
+        self.catalogue, self.regridders, self.become = catalogue, regridders, become
+        self.first, self.count, self.winds = first, count, winds
         self.bytes_read = 0
-        self.winds = winds
         self._along_grid: dict[str, np.ndarray] = {}  # u and v, (count, H, W) on the source's grid
         self._air: dict[str, np.ndarray] = {}  # (count, H, W) on the source's grid
         self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's

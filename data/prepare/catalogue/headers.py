@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from data.prepare.inputs import given, hdf5
-from data.prepare.sources.spellings import Clock
+from data.prepare.sources.source import Clock
 from data.prepare.sources.tidy import LATITUDES, LONGITUDES, stamp_of
 from data.prepare.sources.times import Dimensions, hours_of
 

@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from data.prepare.catalogue.headers import Header, read_header
 from data.prepare.inputs import identity
-from data.prepare.sources.headers import Header, read_header
 
 MANY = 100  # files, from which on it is worth it
 PIECE = 48  # files whose headers are kept together: two days of one file an hour

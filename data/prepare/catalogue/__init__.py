@@ -1,0 +1,1 @@
+"""How the files of a source call, place and date things."""
