@@ -37,25 +37,28 @@ class Reader:
         catalogue: Catalogue,
         regridders: list[Regridder],
         become: dict[str, Variable],
+        fields: dict[str, np.ndarray],
         first: np.datetime64,
-        count: int,
         winds: str = "earth",
     ) -> None:
         """
         Args:
             regridders: one for each of the catalogue's grids.
             become: what fields become, by name (`read_as`).
+            fields: (hours, h, w) float32 NaN of every variable, to be filled by `read`.
+            first: hour.
             winds: "earth", or "grid" where u and v lie along the axes of their grid.
         """
         self.catalogue, self.regridders, self.become = catalogue, regridders, become
-        self.first, self.count, self.winds = first, count, winds
+        self.first, self.winds = first, winds
+        self.count = len(next(iter(fields.values())))
         self.bytes_read = 0
         self._along_grid: dict[str, np.ndarray] = {}  # u and v, (count, H, W) on the source's grid
         self._air: dict[str, np.ndarray] = {}  # (count, H, W) on the source's grid
-        self._fields: dict[str, np.ndarray] = {}  # (count, h, w) on the target's
+        self._fields = fields
 
-    def read(self) -> dict[str, np.ndarray]:
-        """(count, h, w) float32 of every variable that any of the hours has, in the units of the store, NaN where missing.
+    def read(self) -> None:
+        """Fill the fields in the units of the store; what no file has stays NaN.
 
         Raises:
             DataError: a file is damaged, its unit is unknown, or its values fit another unit.
@@ -66,13 +69,13 @@ class Reader:
             for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
                 self._read_file(number, names)
         if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
-            self._fields["rh"] = self._regridder("temp")(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
+            self._fields["rh"][:] = self._regridder("temp")(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
         if self._along_grid:
             both = turned(self._along_grid["u"], self._along_grid["v"], self._grid("u"))
-            self._fields |= {name: self._regridder(name)(wind) for name, wind in zip(("u", "v"), both, strict=True)}
+            for name, wind in zip(("u", "v"), both, strict=True):
+                self._fields[name][:] = self._regridder(name)(wind)
         for name, fields in self._fields.items():
             self._require_usual(name, fields)
-        return self._fields
 
     def _needs_air(self) -> bool:
         return self.catalogue.by_air or DEW_POINT in self.catalogue.fields
@@ -91,8 +94,7 @@ class Reader:
                     self._hours(self._along_grid, wind, self._grid(name).shape)
                 self._along_grid[name][slots] = values
             elif name != DEW_POINT:
-                fields = self._hours(self._fields, name, self._regridder(name).shape)
-                fields[slots] = self._on_target(name, values, slots, ratio)
+                self._fields[name][slots] = self._on_target(name, values, slots, ratio)
 
     def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
         """All hours of a field, which are missing until they are read."""
@@ -111,16 +113,12 @@ class Reader:
         regridder, grid_of = self._regridder(name), self.catalogue.grid_of
         late = ratio and not grid_of[name] == grid_of["temp"] == grid_of["psfc"]
         if ratio and not late:
-            values = concentration(values, *self._air_of(self._air, self._grid(name).shape, slots))
+            shape = self._grid(name).shape
+            values = concentration(values, *(self._hours(self._air, of, shape)[slots] for of in ("psfc", "temp")))
         elif late:
-            values = concentration(regridder(values), *self._air_of(self._fields, regridder.shape, slots))
+            values = concentration(regridder(values), *(self._fields[of][slots] for of in ("psfc", "temp")))
         _clear_packing(self.become[name], values)
         return values if late else regridder(values)
-
-    def _air_of(self, fields: dict[str, np.ndarray], shape: tuple[int, int], slots: np.ndarray) -> list[np.ndarray]:
-        """Pressure and temperature of some hours, NaN where no file has them."""
-        unknown = np.full((self.count, *shape), np.nan, "f4")
-        return [fields.get(name, unknown)[slots] for name in ("psfc", "temp")]
 
     def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of a field in a file: which of our hours it holds, and where."""

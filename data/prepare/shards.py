@@ -108,14 +108,14 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    source = Reader(job.catalogue, job.regridders, job.become, job.first + start, count, job.winds)
-    fields = source.read()
-    for group in job.contents.dynamic:
-        members = job.contents.groups[group]
-        block = np.full((count, len(members), *job.regridders[0].shape), np.nan, "f4")
-        for channel, variable in enumerate(members):
-            if variable.name in fields:
-                block[:, channel] = possible(fields[variable.name], variable, job.clip, job.mask_beyond)
+    groups, shape = job.contents.groups, job.regridders[0].shape
+    blocks = {group: np.full((count, len(groups[group]), *shape), np.nan, "f4") for group in job.contents.dynamic}
+    fields = {member.name: blocks[group][:, i] for group in blocks for i, member in enumerate(groups[group])}
+    source = Reader(job.catalogue, job.regridders, job.become, fields, job.first + start, job.winds)
+    source.read()
+    for group, block in blocks.items():
+        for member in groups[group]:
+            judge(fields[member.name], member, job.clip, job.mask_beyond)
         if job.base is not None and start < len(job.base.times):
             known = np.arange(start, len(job.base.times))
             ShardReader(job.base, group).read(known, out=block[: len(known)])
@@ -179,11 +179,10 @@ def write_last(path: Path, text: str) -> None:
     partial.rename(path)
 
 
-def possible(fields: np.ndarray, variable: Variable, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> np.ndarray:
-    """Fields without the impossible values that the user has judged: the nearest possible ones instead, or missing."""
+def judge(fields: np.ndarray, variable: Variable, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> None:
+    """Do in place what the user wants of impossible values: the nearest possible ones instead, or missing."""
     low, high = variable.valid_min, variable.valid_max
     if variable.name in clip:
-        return np.clip(fields, low, high)
-    if variable.name in mask_beyond:
-        return np.where((fields < low) | (fields > high), np.float32(np.nan), fields)
-    return fields
+        np.clip(fields, low, high, out=fields)
+    elif variable.name in mask_beyond:
+        fields[(fields < low) | (fields > high)] = np.nan

@@ -397,7 +397,9 @@ def read(found: Catalogue, start: np.datetime64, count: int) -> dict[str, np.nda
     (grid,) = found.grids
     cells = grid.shape[0] * grid.shape[1]
     same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), grid.shape)
-    return Reader(found, [same], spellings.read_as(()), start, count).read()
+    fields = {name: np.full((count, *grid.shape), np.nan, "f4") for name in found.fields}
+    Reader(found, [same], spellings.read_as(()), fields, start).read()
+    return fields
 
 
 FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}
