@@ -124,12 +124,13 @@ def sources_of(options: argparse.Namespace, defined: tuple[Variable, ...]) -> tu
         sources = read_sources(options.config, defined)
         require_wind([name for source in sources for name in source.fields], str(options.config))
         return sources
-    lines = {variable.name: {"name": variable.name} for variable in defined}
-    lines |= read_lines(options.map, OF_A_MAP) if options.map else {}
+    mapped = read_lines(options.map, OF_A_MAP) if options.map else {}
+    own = {variable.name: {"name": variable.name} for variable in defined} | mapped
+    lines = {name: line for name, line in own.items() if line is not None or name not in [v.name for v in defined]}
     where = str(options.map or options.variables)
     fields = fields_of(options.source, lines, where, defined)
     require_wind(fields, where)
-    clock = clock_of(options.source, options.lead, options.zone, options.stamps or "end")
+    clock = clock_of(options.source, options.lead, options.zone, options.stamps or "end", "--zone")
     files = expand(options.files, options.files_from)
     return (Source(options.source, fields, files, clock, options.winds or "earth", options.method),)
 

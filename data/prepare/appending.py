@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from data import DataError
 from data.prepare.beginning import build_scan, console
 from data.prepare.catalogue import ahead
 from data.prepare.catalogue.catalogue import Catalogue
-from data.prepare.catalogue.search import SAME_GRID, make_catalogue
-from data.prepare.grids.grid import from_tables, same_grid
+from data.prepare.catalogue.search import make_catalogue
+from data.prepare.grids.grid import Grid, from_tables
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Scan, defined_in
-from data.prepare.shards import GRIDS, job_of, write_last
+from data.prepare.shards import GRIDS, job_of, kept_shards, write_last
 from data.prepare.sources.source import Source, read_sources, sources_in, written_down
+from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.stages import finish, load, remaining
 from data.store import layout, opening, writing
 from data.store.finishing import MARKS
@@ -44,7 +46,7 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
         The longer store; None where it was made of all these files already.
 
     Raises:
-        DataError: a file holds hours that the store has, or another grid, the sources are others, or the store was made by an
+        DataError: a file holds hours that the store has, or other grids, the sources are others, or the store was made by an
             earlier version.
     """
     longer = path.with_name(path.name + ".appended")
@@ -58,12 +60,6 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
     if not any(source.files for source in new):
         _lengthen_scan(store, plan)  # where it was killed before that
         return None
-    for number, source in enumerate(new, 1):
-        if not source.files:
-            raise DataError(
-                f"{config}: source {number} ({source.kind}) has no new files, and others have: its variables would be "
-                "missing in the new hours for good. Wait for its files."
-            )
     own = {"scan": None, "base": str(path.absolute()), "before": store.fingerprint}
     own = plan | written_down(new) | own
     job_of.cache_clear()  # this process may have prepared another store here
@@ -136,14 +132,13 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     files = [file for source in sources for file in source.files]
     seen = identity.glance(files)
     ahead.look_ahead(longer, files, workers)
-    catalogue = make_catalogue(sources, ahead.headers_of(longer, files), defined_in(plan))
+    catalogue = make_catalogue(sources, ahead.headers_of(longer, files), defined_in(plan)).on(*_grids(store))
     _require_later(catalogue, store)
-    _require_same_grids(catalogue, store)
-    last = catalogue.span[1]
-    console.print(f"{len(files)} new files, {catalogue.span[0]} .. {last}, after {store.times[-1]}")
+    _require_air(catalogue, store)
+    console.print(f"{len(files)} new files, {' .. '.join(map(str, catalogue.span))}, to {store.times[0]} .. {store.times[-1]}")
     writing.create(
         longer,
-        times=np.arange(store.times[0], last + 1),
+        times=np.arange(store.times[0], max(store.times[-1], catalogue.span[1]) + 1),
         lat=store.lat,
         lon=store.lon,
         static=store.static,
@@ -153,7 +148,7 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
         contents=store.contents,
         earlier=(*store.earlier, store.fingerprint),
     )
-    _keep_shards(longer, store)
+    _keep_shards(longer, store, kept_shards(store, catalogue))
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
     for weights in store.path.glob("weights-*.npz"):
@@ -162,37 +157,56 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     ahead.forget(longer)
 
 
+def _grids(store: Store) -> tuple[list[Grid], list[int]]:
+    """The grids of a store's files, and the numbers of their sources, of which there was one before they were numbered."""
+    with np.load(store.path / GRIDS, allow_pickle=False) as file:
+        grids = from_tables(file)
+        return grids, file["source_of"].tolist() if "source_of" in file else [0] * len(grids)
+
+
 def _require_later(catalogue: Catalogue, store: Store) -> None:
+    """Every variable's hours are after those that the store has of it, and in no split, which runs have learned from."""
+    end = max(last for ranges in store.splits.values() for _, last in ranges)
     for name, hours in catalogue.hours.items():
-        if hours[0] <= store.times[-1]:
-            file = catalogue.files[catalogue.file_of[name][0]]
+        file = catalogue.files[catalogue.file_of[name][0]]
+        there = _hours_of(store, ("rh" if name == DEW_POINT else name,))
+        if there.size and hours[0] <= there[-1]:
             raise DataError(
-                f"{file} holds '{name}' at {hours[0]}, and {store.path} reaches to {store.times[-1]}: only later hours can be "
+                f"{file} holds '{name}' at {hours[0]}, and {store.path} has it up to {there[-1]}: only later hours can be "
                 "appended. Leave it out, or prepare all files together again."
+            )
+        if hours[0] <= store.times[end - 1]:
+            raise DataError(
+                f"{file} holds '{name}' at {hours[0]}, where it is missing in {store.path}, inside its splits, which stay as "
+                "they are. Leave it out, or prepare all files together again."
             )
 
 
-def _require_same_grids(catalogue: Catalogue, store: Store) -> None:
-    with np.load(store.path / GRIDS, allow_pickle=False) as file:
-        before = from_tables(file)
-    same = len(before) == len(catalogue.grids) and all(
-        same_grid(grid, other, SAME_GRID) for grid, other in zip(before, catalogue.grids, strict=True)
-    )
-    if not same:
-        sizes = [" and ".join(" x ".join(map(str, grid.shape)) for grid in grids) for grids in (catalogue.grids, before)]
+def _require_air(catalogue: Catalogue, store: Store) -> None:
+    """What would be missing for want of the air stays missing: its files are known then."""
+    air = [name for name in ("temp", "psfc") if name in store.contents.names("weather")]
+    for name, hours in catalogue.without_air(_hours_of(store, air)).items():
         raise DataError(
-            f"{catalogue.files[0]} and the files beside it are on another grid ({sizes[0]}) than those that {store.path} was "
-            f"made of ({sizes[1]}): prepare a store of their own."
+            f"'{name}' is converted with the air, and neither the new files nor {store.path} have temp and psfc at {hours[0]}: "
+            "append these first, or all together."
         )
 
 
-def _keep_shards(longer: Path, store: Store) -> None:
-    """Whole shards and what is known of them; the last one, if it is not full, is written anew with the hours after it."""
+def _hours_of(store: Store, names: Iterable[str]) -> np.ndarray:
+    """Hours at which a store has any value of each of some variables."""
+    there = np.ones(len(store.times), bool)
+    for name in names:
+        there &= store.missing[store.contents.group(name)][:, store.contents.channel(name)] < 1.0
+    return store.times[there]
+
+
+def _keep_shards(longer: Path, store: Store, count: int) -> None:
+    """Shards in which nothing is new, and what is known of them; those after them are written anew."""
     hashes = store.shard_hashes()
     with zipfile.ZipFile(store.path / MARKS) as marks:
         for name in hashes:
             group, shard = name.split("/")
-            if int(shard) >= len(store.times) // store.shard_hours:
+            if int(shard) >= count:
                 continue
             source, target = store.path / layout.shard_file(name), layout.partial_path(longer) / layout.shard_file(name)
             if source.exists():

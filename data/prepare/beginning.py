@@ -51,6 +51,11 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     catalogue = make_catalogue(plan.sources, ahead.headers_of(path, plan.files), plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
+    for name, hours in catalogue.without_air(np.array([], "datetime64[h]")).items():
+        console.print(
+            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the air (temp, psfc) that "
+            "it is converted with"
+        )
     regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
@@ -155,10 +160,11 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
     plan = json.loads((parts / PLAN).read_text())
-    if not before.equals(make_catalogue(sources_in(plan), defined=defined_in(plan))):
+    now = make_catalogue(sources_in(plan), defined=defined_in(plan))
+    if not before.equals(now.on(before.grids, before.source_of) if "base" in plan else now):
         raise DataError(
-            f"{replaced[0]} holds other hours or another grid than when {layout.partial_path(path)} was begun: "
-            f"remove it and {parts} to start again."
+            f"{replaced[0]} holds other hours, or another grid or kind of unit, than when it was catalogued: "
+            f"remove {layout.partial_path(path)} and {parts} to start again."
         )
 
 

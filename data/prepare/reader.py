@@ -45,7 +45,7 @@ class Reader:
         Args:
             regridders: one for each of the catalogue's grids.
             become: what fields become, by name (`read_as`).
-            fields: (hours, h, w) float32 NaN of every variable, to be filled by `read`.
+            fields: (hours, h, w) float32 of every variable, to be filled by `read`; NaN, or known from before.
             first: hour.
             winds: "earth", or "grid" where u and v lie along the axes of their grid.
         """
@@ -58,7 +58,7 @@ class Reader:
         self._fields = fields
 
     def read(self) -> None:
-        """Fill the fields in the units of the store; what no file has stays NaN.
+        """Fill the fields in the units of the store; hours that no file has stay as they are.
 
         Raises:
             DataError: a file is damaged, its unit is unknown, or its values fit another unit.
@@ -68,22 +68,25 @@ class Reader:
         for names in (first, rest) if self._needs_air() else ([*first, *rest],):
             for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
                 self._read_file(number, names)
-        if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
-            self._fields["rh"][:] = self._regridder("temp")(relative_humidity(self._air[DEW_POINT], self._air["temp"]))
+        if DEW_POINT in self._air and "temp" in self._air:
+            slots = self._slots(DEW_POINT)
+            humidity = relative_humidity(self._air[DEW_POINT][slots], self._air["temp"][slots])
+            self._fields["rh"][slots] = self._regridder("temp")(humidity)
         if self._along_grid:
             both = turned(self._along_grid["u"], self._along_grid["v"], self._grid("u"))
             for name, wind in zip(("u", "v"), both, strict=True):
-                self._fields[name][:] = self._regridder(name)(wind)
+                slots = self._slots(name)
+                self._fields[name][slots] = self._regridder(name)(wind[slots])
         for name, fields in self._fields.items():
             self._require_usual(name, fields)
 
     def _needs_air(self) -> bool:
-        return self.catalogue.by_air or DEW_POINT in self.catalogue.fields
+        return bool(self.catalogue.by_air) or DEW_POINT in self.catalogue.fields
 
     def _read_file(self, number: int, names: list[str]) -> None:
         own, path = self.catalogue, self.catalogue.files[number]
         places = {name: found for name in names if len((found := self._places(name, number))[0])}
-        asked = {name: Asked(own.fields[name], own.dims[name], along) for name, (_, along) in places.items()}
+        asked = {name: Asked(own.fields[name], own.dims[called[0]], along) for name, (_, along, called) in places.items()}
         for name, stored in stored_hours(path, asked):
             slots = places[name][0]
             values, ratio = self._converted(stored, name, path)
@@ -110,8 +113,8 @@ class Reader:
 
     def _on_target(self, name: str, values: np.ndarray, slots: np.ndarray, ratio: bool) -> np.ndarray:
         """Regridded; mixing ratios become concentrations in the air of their own grid, or else in that over the target."""
-        regridder, grid_of = self._regridder(name), self.catalogue.grid_of
-        late = ratio and not grid_of[name] == grid_of["temp"] == grid_of["psfc"]
+        regridder = self._regridder(name)
+        late = ratio and not self.catalogue.on_one_grid(name, "temp", "psfc")
         if ratio and not late:
             shape = self._grid(name).shape
             values = concentration(values, *(self._hours(self._air, of, shape)[slots] for of in ("psfc", "temp")))
@@ -120,13 +123,20 @@ class Reader:
         _clear_packing(self.become[name], values)
         return values if late else regridder(values)
 
-    def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a field in a file: which of our hours it holds, and where."""
-        own = self.catalogue
-        start, stop = np.searchsorted(own.hours[name], [self.first, self.first + np.timedelta64(self.count, "h")])
-        mine = own.file_of[name][start:stop] == number
-        slots = (own.hours[name][start:stop] - self.first).astype(int)
-        return slots[mine], own.place_of[name][start:stop][mine]
+    def _span(self, name: str) -> slice:
+        """Which of a field's hours are ours."""
+        hours = self.catalogue.hours[name]
+        return slice(*np.searchsorted(hours, [self.first, self.first + np.timedelta64(self.count, "h")]))
+
+    def _slots(self, name: str) -> np.ndarray:
+        """Our hours that any file holds of a field."""
+        return (self.catalogue.hours[name][self._span(name)] - self.first).astype(int)
+
+    def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a field in a file: which of our hours it holds, where, and along which dimensions."""
+        own, span = self.catalogue, self._span(name)
+        mine = own.file_of[name][span] == number
+        return self._slots(name)[mine], own.place_of[name][span][mine], own.dims_of[name][span][mine]
 
     def _converted(self, stored: Stored, name: str, path: Path) -> tuple[np.ndarray, bool]:
         """(n, H, W) on the source's grid, in our units or as kg per kg of air; and whether it is the latter."""

@@ -54,7 +54,7 @@ class _Job:
     @property
     def kept_shards(self) -> int:
         """Shards of the base that stay as they are."""
-        return 0 if self.base is None else len(self.base.times) // self.shard_hours
+        return 0 if self.base is None else kept_shards(self.base, self.catalogue)
 
     def files_of(self, shard: int) -> list[int]:
         """Numbers of the files that a shard's hours are read from."""
@@ -111,14 +111,15 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     groups, shape = job.contents.groups, job.regridders[0].shape
     blocks = {group: np.full((count, len(groups[group]), *shape), np.nan, "f4") for group in job.contents.dynamic}
     fields = {member.name: blocks[group][:, i] for group in blocks for i, member in enumerate(groups[group])}
+    if job.base is not None and start < len(job.base.times):
+        known = np.arange(start, min(len(job.base.times), start + count))
+        for group, block in blocks.items():
+            ShardReader(job.base, group).read(known, out=block[: len(known)])
     source = Reader(job.catalogue, job.regridders, job.become, fields, job.first + start, job.winds)
     source.read()
     for group, block in blocks.items():
         for member in groups[group]:
             judge(fields[member.name], member, job.clip, job.mask_beyond)
-        if job.base is not None and start < len(job.base.times):
-            known = np.arange(start, len(job.base.times))
-            ShardReader(job.base, group).read(known, out=block[: len(known)])
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, job.contents.channel(name)] for name in ("u", "v"))
@@ -141,9 +142,15 @@ def attachments_of(path: Path) -> dict[str, bytes]:
         about = identity.recorded(job.base.path) | about
         plan = (job.base.path / PLAN).read_bytes()
     grids = io.BytesIO()
-    np.savez(grids, **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
+    np.savez(grids, source_of=np.array(job.catalogue.source_of), **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
     kept = {PLAN: plan, identity.RECORD: json.dumps(about, indent=0).encode(), GRIDS: grids.getvalue()}
     return kept | {file.name: file.read_bytes() for file in parts.glob("weights-*.npz")}
+
+
+def kept_shards(base: Store, catalogue: Catalogue) -> int:
+    """How many shards of a store stay as they are when hours are added: those before the first of these."""
+    first_new = int((catalogue.span[0] - base.times[0]).astype("timedelta64[h]").astype(int))
+    return min(len(base.times), first_new) // base.shard_hours
 
 
 def is_done(path: Path, shard: int) -> bool:

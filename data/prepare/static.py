@@ -23,12 +23,12 @@ PEOPLE_A_CELL = re.compile(r"(number of )?(persons?|people|inhabitants|counts?)(
 def static_fields(plan: Plan, covered: np.ndarray) -> dict[str, np.ndarray]:
     """The six static fields on the target grid, (H, W) float32.
 
-    Elevation and population that nobody named are those among the fields of the first file, where it has them; where they
-    have values is then the land, and the domain.
+    Elevation and population that nobody named are those among the fields of a source's first file, where one has them; where
+    they have values is then the land, and the domain.
     """
     target = plan.target
     elevation, population = (_named(plan, name) for name in ("elevation", "population"))
-    inside = f"{plan.files[0]}:elevation" if elevation == f"{plan.files[0]}:elevation" else None
+    inside = elevation if plan.elevation is None or elevation == _held(plan, "elevation") else None
     if plan.land_mask is None and inside is None:
         raise DataError("--land-mask FILE[:VARIABLE] is needed: the share of land of every cell, 0 to 1.")
     known = None if inside is None else _regridded_static(inside, target, np.isfinite)
@@ -64,10 +64,20 @@ def _named(plan: Plan, name: str) -> str:
     where: str | None = getattr(plan, name)
     if where is not None:
         return where
-    with files.opened(plan.files[0]) as dataset:
-        if name not in dataset.data_vars:
-            raise DataError(f"--{name} FILE[:VARIABLE] is needed: {plan.files[0]} holds no '{name}' of its own.")
-    return f"{plan.files[0]}:{name}"
+    held = _held(plan, name)
+    if held is None:
+        firsts = " and ".join(str(source.files[0]) for source in plan.sources)
+        raise DataError(f"--{name} FILE[:VARIABLE] is needed: {firsts} holds no '{name}' of its own.")
+    return held
+
+
+def _held(plan: Plan, name: str) -> str | None:
+    """FILE:VARIABLE among the files that are prepared."""
+    for source in plan.sources:
+        with files.opened(source.files[0]) as dataset:
+            if name in dataset.data_vars:
+                return f"{source.files[0]}:{name}"
+    return None
 
 
 def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np.ndarray], people: bool = False) -> np.ndarray:

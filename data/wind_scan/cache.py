@@ -252,7 +252,10 @@ def hash_orders(global_orders: np.ndarray, regional_orders: np.ndarray) -> str:
 
 
 def _known_codes(path: Path, store: Store, geometry: Geometry) -> np.ndarray:
-    """(T', 1 + regions) sectors of the first hours: of a cache of this store before hours were appended to it, or none."""
+    """(T', 1 + regions) sectors of the first hours: of a cache of this store before hours were appended to it, or none.
+
+    Without the last ones that had no wind, which may have come since.
+    """
     nothing = np.empty((0, 1 + geometry.regions[0] * geometry.regions[1]), "u1")
     if not store.earlier or not path.exists():
         return nothing
@@ -260,7 +263,9 @@ def _known_codes(path: Path, store: Store, geometry: Geometry) -> np.ndarray:
     if manifest["store_fingerprint"] not in store.earlier or before != geometry:
         return nothing
     codes = np.load(path / "sectors.npy", allow_pickle=False)
-    return codes if hashlib.sha256(codes.tobytes()).hexdigest() == manifest["sectors_sha256"] else nothing
+    if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:
+        return nothing
+    return np.asarray(codes[: 1 + np.flatnonzero(codes[:, 0] != NO_WIND).max(initial=-1)])
 
 
 def _sectors_of(store: Store, regions: tuple[int, int], sectors: int, known: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Fields are linear in latitude, longitude and time, so bilinear regridding of a r
 
 from __future__ import annotations
 
+import json
 import sys
 import tarfile
 import zipfile
@@ -455,8 +456,7 @@ def test_several_sources_have_each_its_own_map_hours_method_and_grid(
     listed(given[1], merra, both)
     prepare("several", tmp_path / "s.zarr", *given, code=2)
     told = capsys.readouterr().err
-    assert "'u' is read from source 1 (generic) and source 2 (caqra)" in told
-    assert "by `u:` in its map" in told
+    assert "'u' is read from source 1 (generic) and source 2 (caqra): leave it out of one of them, by `u:` in the map" in told
     listed(given[1], merra, both | {"map": dict.fromkeys(UNITS)})
     store = prepare("several", tmp_path / "s.zarr", *given, days="2015-02-28 2015-03-01")
     assert values_agree(store)
@@ -488,14 +488,21 @@ def test_ratios_of_one_source_become_concentrations_in_the_air_of_another(static
     assert values_agree(prepare("several", tmp_path / "s.zarr", "--config", given, *static))
 
 
-def test_later_hours_of_several_sources_are_appended_by_their_list(
-    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("ratios", [False, True])
+def test_later_hours_of_several_sources_are_appended_as_they_come(
+    ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What comes out is what preparing all at once gives; one source alone is not enough, nor are files without the list."""
-    for day in (0, 1):
-        dataset = regular(range(24 * day, 24 * day + 24))
-        dataset[list(UNITS)].to_netcdf(tmp_path / f"weather{day}.nc")
-        dataset[list(POLLUTANTS)].isel(lat=slice(1, None)).to_netcdf(tmp_path / f"pollutants{day}.nc")
+    """One source lags behind the other, as CAQRA's hours of Beijing behind those of UTC, or comes days later; what comes out is
+    what preparing all at once gives, also of mixing ratios, whose air has come before them."""
+    spans = (("weather", -24, 24, 48, UNITS), ("pollutants", -24, 16, 40, POLLUTANTS))
+    for file, first, between, last, names in spans:
+        for day, hours in enumerate((range(first, between), range(between, last))):
+            dataset = regular(hours)
+            if ratios:
+                density = dataset["psfc"] / (287.05 * dataset["temp"])
+                for name in ("so2", "no2", "co", "o3"):
+                    dataset[name] = (dataset[name] * 1e-9 / density).assign_attrs(units="kg kg-1").astype("f4")
+            dataset[list(names)].isel(lat=slice(file == "pollutants", None)).to_netcdf(tmp_path / f"{file}{day}.nc")
 
     def of_days(weather: str, pollutants: str, **changes: Any) -> Path:
         kinds = (("weather", weather, WEATHER), ("pollutants", pollutants, POLLUTANTS))
@@ -505,23 +512,141 @@ def test_later_hours_of_several_sources_are_appended_by_their_list(
     def appended(*given: object) -> int:
         return main(["append", str(tmp_path / "s.zarr"), *map(str, given)])
 
-    prepare("several", tmp_path / "s.zarr", "--config", of_days("0", "0"), *static)
-    at_once = prepare("several", tmp_path / "once.zarr", "--config", of_days("[01]", "[01]"), *static)
+    def made(name: str, given: Path) -> Store:
+        short = ["--shard-hours", "12", "--wind-scan", tmp_path / f"{name}.scan", "--regions", "2", "2"]
+        store = prepare("several", tmp_path / f"{name}.zarr", "--config", given, *static, *short, days="2015-02-28 2015-02-28")
+        assert store
+        return store
+
+    made("s", of_days("0", "0"))
+    at_once = made("once", of_days("[01]", "[01]"))
     for given, told in (
         ([tmp_path / "weather1.nc"], "was made of 2 sources: append with --config FILE"),
-        (["--config", of_days("[01]", "0")], "source 2 (generic) has no new files"),
         (["--config", of_days("[01]", "[01]", zone=1)], "is not what"),
         (["--config", of_days("[01]", "[01]"), tmp_path / "weather1.nc"], "lists the files of every source"),
     ):
         assert appended(*given) == 2
         assert told in capsys.readouterr().err
+    if ratios:
+        assert appended("--config", of_days("0", "[01]")) == 2
+        assert "have temp and psfc at 2015-03-02T00: append these first" in capsys.readouterr().err
+    assert appended("--config", of_days("[01]", "0")) == 0
+    between = open_store(tmp_path / "s.zarr")
+    assert (between.missing["weather"] < 1).all(1).sum() == 72
+    assert (between.missing["chemistry"] < 1).all(1).sum() == 40
     assert appended("--config", of_days("[01]", "[01]")) == 0
     longer = open_store(tmp_path / "s.zarr")
     assert values_agree(longer)
-    assert at_once
     assert longer.fingerprint == at_once.fingerprint
+    assert longer.statistics == at_once.statistics
     assert appended("--config", of_days("[01]", "[01]")) == 0
     assert "was made of all these files already" in capsys.readouterr().out
+
+
+def test_wind_that_came_later_is_in_the_scan_that_grows_with_the_store(static: list[str], tmp_path: Path) -> None:
+    """Its sectors were those of the hours without wind; and hours inside a split stay as they are."""
+    for day in (0, 1, 2):
+        dataset = regular(range(24 * day, 24 * day + 24))
+        dataset[list(UNITS)].to_netcdf(tmp_path / f"weather{day}.nc")
+        dataset[list(POLLUTANTS)].to_netcdf(tmp_path / f"pollutants{day}.nc")
+
+    def of(name: str, weather: str, pollutants: str) -> list[object]:
+        scan = ["--wind-scan", tmp_path / f"{name}.scan", "--regions", "2", "2", "--shard-hours", "48", *static]
+        kinds = (("weather", weather, WEATHER), ("pollutants", pollutants, POLLUTANTS))
+        sources = [{"kind": "generic", "files": str(tmp_path / f"{n}{d}.nc"), "map": m} for n, d, m in kinds]
+        return ["--config", listed(tmp_path / "sources.yaml", *sources), *scan]
+
+    at_once = prepare("several", tmp_path / "once.zarr", *of("once", "[012]", "[012]"))
+    prepare("several", tmp_path / "s.zarr", *of("s", "0", "[01]"))
+    more = of("s", "[012]", "[012]")[:2]
+    assert main(["append", str(tmp_path / "s.zarr"), *map(str, more)]) == 0
+    store = open_store(tmp_path / "s.zarr")
+    assert at_once
+    assert store.fingerprint == at_once.fingerprint
+    for name in ("s", "once"):
+        open_cache(tmp_path / f"{name}.scan", open_store(tmp_path / f"{name}.zarr"), patch=2)
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.scan/sectors.npy") for name in ("s", "once")))
+
+
+def test_hours_inside_a_split_stay_as_they_are(static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run has been trained and validated on them."""
+    regular()[list(UNITS)].to_netcdf(tmp_path / "weather.nc")
+    regular(range(12))[list(POLLUTANTS)].to_netcdf(tmp_path / "early.nc")
+    regular(range(12, 24))[list(POLLUTANTS)].to_netcdf(tmp_path / "late.nc")
+
+    def of(pollutants: str) -> list[object]:
+        kinds = (("weather", WEATHER), (pollutants, POLLUTANTS))
+        sources = [{"kind": "generic", "files": str(tmp_path / f"{name}.nc"), "map": lines} for name, lines in kinds]
+        return ["--config", listed(tmp_path / "sources.yaml", *sources)]
+
+    prepare("several", tmp_path / "s.zarr", *of("early"), *static)
+    assert main(["append", str(tmp_path / "s.zarr"), *map(str, of("*[lr]*e"))]) == 2
+    assert "late.nc holds 'co' at 2015-03-01T12, where it is missing in" in capsys.readouterr().err
+
+
+def test_cams_of_the_old_and_the_new_data_store_in_one_series(static: list[str], tmp_path: Path) -> None:
+    """The dimensions of time and level are called otherwise, and packing has gone; one shard holds both."""
+    for day, time in ((0, "time"), (1, "valid_time")):
+        dataset = regular(range(24 * day, 24 * day + 24)).rename(time=time)
+        if day == 0:
+            dataset = dataset.rename(lat="latitude", lon="longitude")
+        dataset.to_netcdf(tmp_path / f"{day}.nc")
+    listed_map = tmp_path / "map.yaml"
+    listed_map.write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    store = prepare("generic", tmp_path / "s.zarr", tmp_path / "0.nc", tmp_path / "1.nc", *static, "--map", listed_map)
+    assert values_agree(store)
+    assert store
+    assert len(store.times) == 48
+    assert (store.missing["chemistry"] < 1).all()
+
+
+def test_gases_that_became_mixing_ratios_since_the_beginning_are_refused(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Air was not read for them, and they were missing, exit 0."""
+    for day in (0, 1):
+        regular(range(24 * day, 24 * day + 24)).to_netcdf(tmp_path / f"{day}.nc")
+    (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
+    given = ["generic", tmp_path / "s.zarr", tmp_path / "0.nc", tmp_path / "1.nc", *static, "--map", tmp_path / "map.yaml"]
+    options = [*TARGET, "--train", "2015-03-01", "2015-03-01"]
+    assert main(list(map(str, ["prepare", *given, *options, "--stage", "begin"]))) == 0
+    dataset = regular(range(24, 48))
+    dataset["so2"] = (dataset["so2"] * 1e-9).assign_attrs(units="kg kg-1")
+    dataset.to_netcdf(tmp_path / "1.nc")
+    assert main(list(map(str, ["prepare", *given, *options]))) == 2
+    assert "1.nc holds other hours, or another grid or kind of unit, than when" in capsys.readouterr().err
+
+
+def test_what_another_version_has_begun_is_refused_with_what_to_remove(
+    static: list[str], plain: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a KeyError."""
+    given = list(
+        map(str, ["prepare", "generic", tmp_path / "s.zarr", *plain, *static, *TARGET, "--train", *2 * ["2015-03-01"]])
+    )
+    assert main([*given, "--stage", "begin"]) == 0
+    table = tmp_path / "s.zarr.parts/catalogue.npz"
+    with np.load(table) as file:
+        columns = dict(file)
+    about = json.loads(str(columns["about"]))
+    del about["version"]
+    np.savez(table, **(columns | {"about": np.array(json.dumps(about))}))
+    assert main([*given, "--stage", "load"]) == 2
+    assert f"{table.parent} was begun by another version: remove it" in capsys.readouterr().err
+
+
+def test_static_fields_of_any_source_are_found(tmp_path: Path, static: list[str]) -> None:
+    """They were looked for in the first one only."""
+    regular()[list(UNITS)].to_netcdf(tmp_path / "weather.nc")
+    dataset = regular()[list(POLLUTANTS)]
+    for name in ("elevation", "population"):
+        dataset[name] = (("lat", "lon"), np.full((len(LAT1), len(LON1)), 7.0))
+    dataset.to_netcdf(tmp_path / "pollutants.nc")
+    kinds = (("weather", WEATHER), ("pollutants", POLLUTANTS))
+    sources = [{"kind": "generic", "files": str(tmp_path / f"{name}.nc"), "map": lines} for name, lines in kinds]
+    store = prepare("several", tmp_path / "s.zarr", "--config", listed(tmp_path / "sources.yaml", *sources))
+    assert store
+    np.testing.assert_allclose(store.static["elevation"], 7.0)
 
 
 @pytest.mark.parametrize(
@@ -530,6 +655,15 @@ def test_later_hours_of_several_sources_are_appended_by_their_list(
         ({"kind": "camps"}, "source 1: kind is 'camps', not one of cams, caqra, topoflow, generic"),
         ({"grid": [1, 2]}, "source 1: grid is unknown: a source has kind and files, and may have map, lead"),
         ({"zone": [8, 9]}, "source 1: lead takes hours"),
+        ({"zone": 480}, "source 1: a time zone is -12 to 14 hours ahead of UTC, as 8 or 5.5, not 480"),
+        ({"zone": float("nan")}, "source 1: lead takes hours"),
+        ({"lead": 10**400}, "source 1: lead takes hours"),
+        ({"map": {}}, "source 1 reads nothing: give it a map"),
+        ({"map": False}, "source 1: map is a file, or lines"),
+        ({"map": {False: {"name": "no"}}}, "source 1: False is not a name; if it is meant as one, write it in quotes"),
+        ({"map": {"u": {"name": "u", "unit": "km h-1"}}}, "source 1: 'u' has unknown unit"),
+        ({"map": {"u": {"name": "u", "level": "0"}}}, "source 1: 'u' has level '0', which is counted from 0"),
+        ({"map": {"v": WEATHER["v"]}, "winds": "grid"}, "source 1: winds along the grid are turned together"),
         ({"lead": "3"}, "source 1: lead takes hours"),
         ({"winds": "west"}, "source 1: winds is 'west', not one of earth, grid"),
         ({"map": ["u"]}, "source 1: map is a file, or lines"),
@@ -553,7 +687,14 @@ def test_options_of_one_source_do_not_stand_beside_a_list(
     static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = listed(tmp_path / "sources.yaml")
+    (tmp_path / "dust.yaml").write_text("dust: {units: ug m-3, range: [0, 20000], group: chemistry}")
+    whole = listed(tmp_path / "whole.yaml", {"kind": "caqra", "files": static[1].split(":")[0]})
     for source, options, told in (
+        (
+            "several",
+            ["--config", whole, "--variables", tmp_path / "dust.yaml"],
+            "no source has dust of --variables: add a line",
+        ),
         ("several", ["--config", given, "--zone", "0"], "(not zone beside it)"),
         ("several", [], "`several` and --config SOURCES belong together"),
         ("caqra", ["--config", given], "`several` and --config SOURCES belong together"),

@@ -143,6 +143,17 @@ def test_a_map_or_definition_that_cannot_be_meant_is_refused(
     assert told in capsys.readouterr().err
 
 
+def test_a_line_of_a_map_leaves_a_variable_of_ones_own_out(static: list[str], tmp_path: Path) -> None:  # noqa: F811
+    """A definition may be of more than these files have."""
+    regular(range(4)).to_netcdf(tmp_path / "f.nc")
+    (tmp_path / "map.yaml").write_text("dust:\nco: {name: co, units: ug m-3}")
+    (tmp_path / "own.yaml").write_text("dust: {units: ug m-3, range: [0, 1], group: chemistry}")
+    options = ["--map", tmp_path / "map.yaml", "--variables", tmp_path / "own.yaml", "--zone", "0"]
+    store = prepare("caqra", tmp_path / "s.zarr", tmp_path / "f.nc", *options, *static)
+    assert store
+    assert store.contents.names("chemistry") == PUBLISHED.names("chemistry")
+
+
 def test_a_store_of_the_first_versions_holds_the_published_variables(tiny_path: Path, tmp_path: Path) -> None:
     """It did not say what it holds, and its fingerprint is the same."""
     copy = Path(shutil.copytree(tiny_path, tmp_path / "s.zarr"))

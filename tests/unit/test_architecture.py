@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,17 @@ def test_no_room_is_crowded() -> None:
         if (ROOT / name).exists():
             rooms[Path(name).parent] = rooms.get(Path(name).parent, 0) + 1
     assert {str(room): count for room, count in rooms.items() if count > MOST_FILES} == {}
+
+
+def test_a_package_holds_what_its_code_reads() -> None:
+    """Files beside the code that pyproject.toml does not name are in an editable installation only."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    tracked = subprocess.run(["git", "ls-files", "trainer", "data"], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = {Path(name) for name in tracked.stdout.split() if not name.endswith(".py")}
+    packed = {
+        path.relative_to(ROOT) for part in named for what in named[part] for path in (ROOT / part.replace(".", "/")).glob(what)
+    }
+    assert own <= packed
 
 
 def test_the_formatter_is_seldom_told_to_keep_out() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from data import DataError
 from data.prepare.grids.grid import Grid, as_tables, from_tables, same_grid
-from data.prepare.sources.spellings import Named
+from data.prepare.sources.spellings import DEW_POINT, Named
 from data.prepare.sources.times import Dimensions
+
+VERSION = 2
+COLUMNS = ("hours", "file_of", "place_of", "dims_of")
+SAME_GRID = 1e-3  # degrees; files of one product differ by rounding
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,12 @@ class Catalogue:
     grids: list[Grid]  # every source has its own
     source_of: list[int]  # grid -> number of its source
     grid_of: dict[str, int]  # field -> index into grids
-    dims: dict[str, Dimensions]  # field -> names of its dimensions
+    dims: list[Dimensions]  # how files call them
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
     place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
-    by_air: bool = False  # whether files state mixing ratios, which take the air's density
+    dims_of: dict[str, np.ndarray]  # field -> (n,) index into dims
+    by_air: list[str]  # fields that files state as mixing ratios, which take the air's density
 
     @cached_property
     def span(self) -> tuple[np.datetime64, np.datetime64]:
@@ -45,16 +51,57 @@ class Catalogue:
     def equals(self, other: Catalogue) -> bool:
         """Whether the other one describes the same hours in the same files, on the same grid."""
         mine, theirs = self._columns(), other._columns()
-        plain = ("fields", "files", "dims", "grid_of", "source_of")
+        plain = ("fields", "files", "dims", "grid_of", "source_of", "by_air")
         return (
             all(getattr(self, name) == getattr(other, name) for name in plain)
+            and len(self.grids) == len(other.grids)
             and all(np.array_equal(column, theirs[kind][name]) for kind in mine for name, column in mine[kind].items())
             and all(same_grid(mine, theirs, 0.0) for mine, theirs in zip(self.grids, other.grids, strict=True))
         )
 
+    def without_air(self, elsewhere: np.ndarray) -> dict[str, np.ndarray]:
+        """Fields that are converted by the air, and their hours at which there is none.
+
+        Args:
+            elsewhere: hours whose temperature and pressure over the target are known already.
+        """
+        lacking = {}
+        for name in [*self.by_air, *(DEW_POINT for _ in range(DEW_POINT in self.fields))]:
+            needed = ("temp",) if name == DEW_POINT else ("temp", "psfc")
+            own = [self.hours.get(of, np.array([], "datetime64[h]")) for of in needed]
+            there = np.logical_and.reduce([np.isin(self.hours[name], hours) for hours in own])
+            if name != DEW_POINT and not self.on_one_grid(name, *needed):
+                there |= np.isin(self.hours[name], elsewhere)
+            if not there.all():
+                lacking[name] = self.hours[name][~there]
+        return lacking
+
+    def on_one_grid(self, *names: str) -> bool:
+        return len({self.grid_of.get(name) for name in names}) == 1
+
+    def on(self, grids: list[Grid], source_of: list[int]) -> Catalogue:
+        """The same with the numbers that grids had in a store, all of them.
+
+        Raises:
+            DataError: a grid is none of the store's.
+        """
+        numbers = []
+        for grid, source in zip(self.grids, self.source_of, strict=True):
+            there = [n for n, old in enumerate(grids) if source_of[n] == source and same_grid(grid, old, SAME_GRID)]
+            if not there:
+                sizes = " and ".join(" x ".join(map(str, old.shape)) for n, old in enumerate(grids) if source_of[n] == source)
+                raise DataError(
+                    f"{self.files[0]} and the files beside it are on another grid ({' x '.join(map(str, grid.shape))}) than "
+                    f"those that the store was made of ({sizes}): prepare a store of their own."
+                )
+            numbers.append(there[0])
+        grid_of = {name: numbers[number] for name, number in self.grid_of.items()}
+        return replace(self, grids=grids, source_of=source_of, grid_of=grid_of)
+
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""
         about = {
+            "version": VERSION,
             "fields": {name: astuple(named) for name, named in self.fields.items()},
             "files": [str(file) for file in self.files],
             "dims": self.dims,
@@ -67,17 +114,21 @@ class Catalogue:
         np.savez(path, about=np.array(json.dumps(about)), **tables)  # type: ignore[arg-type]
 
     def _columns(self) -> dict[str, dict[str, np.ndarray]]:
-        return {"hours": self.hours, "file_of": self.file_of, "place_of": self.place_of}
+        return {kind: getattr(self, kind) for kind in COLUMNS}
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """A catalogue that another process has saved."""
+    """A catalogue that another process has saved.
+
+    Raises:
+        DataError: another version of this program has.
+    """
     with np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
+        if about.get("version") != VERSION:
+            raise DataError(f"{path.parent} was begun by another version: remove it, and what was begun beside it.")
         fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
-        columns = ({name: file[f"{kind}/{name}"] for name in fields} for kind in ("hours", "file_of", "place_of"))
-        dims = {name: Dimensions(*found) for name, found in about["dims"].items()}
-        hours, file_of, place_of = columns
-        files, grids = [Path(name) for name in about["files"]], from_tables(file)
-        found = files, grids, about["source_of"], about["grid_of"], dims, hours, file_of, place_of
-        return Catalogue(fields, *found, about["by_air"])
+        hours, file_of, place_of, dims_of = ({name: file[f"{kind}/{name}"] for name in fields} for kind in COLUMNS)
+        dims = [Dimensions(*found) for found in about["dims"]]
+        found = [Path(name) for name in about["files"]], from_tables(file), about["source_of"], about["grid_of"], dims
+        return Catalogue(fields, *found, hours, file_of, place_of, dims_of, about["by_air"])

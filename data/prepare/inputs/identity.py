@@ -87,12 +87,13 @@ def require_still(parts: Path, file: Path) -> None:
 
 
 def describe(parts: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """What a finished store remembers of its files; those that gave no hour have no hash."""
+    """What a finished store remembers of its files, also of those that gave no hour."""
     found = {}
     for file in sorted({on_disk(file) for file in files}):
+        content_of(parts, file)
         known = _known(_record(parts, file))
-        if known is not None:
-            found[str(file)] = known
+        assert known is not None
+        found[str(file)] = known
     return found
 
 

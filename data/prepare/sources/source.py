@@ -10,14 +10,24 @@ from typing import Any
 
 from data import DataError
 from data.prepare.inputs.given import expand
-from data.prepare.sources.spellings import DEW_POINT, OF_A_MAP, SOURCES, Named, fields_of, name_zone, read_lines
-from data.strict import parse_yaml
+from data.prepare.sources.spellings import (
+    DEW_POINT,
+    OF_A_MAP,
+    SOURCES,
+    Named,
+    fields_of,
+    name_zone,
+    read_lines,
+    read_yaml,
+    require_text,
+)
 from data.variables import ALWAYS, Variable
 
 KINDS = (*SOURCES, "generic")
 STAMPS = ("end", "centre")
 WINDS = ("earth", "grid")
 METHODS = ("bilinear", "conservative")
+FURTHEST = 14  # hours that a zone is ahead of UTC, or 12 behind it
 OF_SOURCES = "list sources, as  - {kind: cams, files: cams/*.zip, map: {u: , v: , temp: , rh: , psfc: }}"
 
 
@@ -52,8 +62,14 @@ class Source:
     method: str | None = None  # of regridding; None: conservative where the target is coarser
 
 
-def clock_of(kind: str, lead: Iterable[float] | None, zone: float | None, stamps: str) -> Clock:
-    """What a user said of times; of a source that is known, the zone of hours in names goes without saying."""
+def clock_of(kind: str, lead: Iterable[float] | None, zone: float | None, stamps: str, where: str) -> Clock:
+    """What a user said of times; of a source that is known, the zone of hours in names goes without saying.
+
+    Raises:
+        DataError: there is no such zone; YAML takes 8:00 for 480.
+    """
+    if zone is not None and not -12 <= zone <= FURTHEST:
+        raise DataError(f"{where}: a time zone is -12 to {FURTHEST} hours ahead of UTC, as 8 or 5.5, not {zone:g}.")
     named = name_zone(kind) if zone is None else float(zone)
     return Clock(tuple(sorted(map(float, lead))) if lead else None, float(zone or 0), stamps, named)
 
@@ -62,9 +78,9 @@ def read_sources(path: Path, defined: tuple[Variable, ...]) -> tuple[Source, ...
     """The sources that a YAML file lists, each with the options that `prepare` has for one.
 
     Raises:
-        DataError: it lists none, an entry is wrong, or a variable is in two of them.
+        DataError: it lists none, an entry is wrong, or a variable is in two of them or defined and in none.
     """
-    listed = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    listed = read_yaml(path)
     if not isinstance(listed, list) or not listed or not all(isinstance(about, dict) for about in listed):
         raise DataError(f"{path}: {OF_SOURCES}")
     sources = tuple(_source(about, f"{path}: source {number}", defined) for number, about in enumerate(listed, 1))
@@ -72,10 +88,15 @@ def read_sources(path: Path, defined: tuple[Variable, ...]) -> tuple[Source, ...
     for number, source in enumerate(sources, 1):
         for name in ("rh" if name == DEW_POINT else name for name in source.fields):
             if first.setdefault(name, number) != number:
-                raise DataError(
-                    f"{path}: '{name}' is read from source {first[name]} ({sources[first[name] - 1].kind}) and source {number} "
-                    f"({source.kind}): leave it out of one of them, by `{name}:` in its map."
-                )
+                both = [f"source {n} ({sources[n - 1].kind})" for n in (first[name], number)]
+                known = source.kind in SOURCES or sources[first[name] - 1].kind in SOURCES
+                how = f"by `{name}:` in the map of one that is not generic" if known else "without a line for it in its map"
+                raise DataError(f"{path}: '{name}' is read from {' and '.join(both)}: leave it out of one of them, {how}.")
+    unread = [variable.name for variable in defined if variable.name not in first]
+    if unread:
+        raise DataError(
+            f"{path}: no source has {', '.join(unread)} of --variables: add a line to the map of the one that does."
+        )
     return sources
 
 
@@ -111,6 +132,7 @@ def _restored(about: dict[str, Any]) -> Source:
 
 
 def _source(about: dict[str, Any], where: str, defined: tuple[Variable, ...]) -> Source:
+    require_text(about, where)
     wrong = set(about) - {"kind", "files", "map", "lead", "zone", "stamps", "winds", "method"}
     if wrong or not {"kind", "files"} <= set(about):
         raise DataError(
@@ -125,17 +147,21 @@ def _source(about: dict[str, Any], where: str, defined: tuple[Variable, ...]) ->
     lead, zone = ([hours] if isinstance(hours, (int, float)) else hours for hours in (about.get("lead"), about.get("zone")))
     if not all(_are_numbers(hours) for hours in (lead, zone)) or (zone and len(zone) > 1):
         raise DataError(f"{where}: lead takes hours, as 3 or [3, 6], and zone the hours ahead of UTC, as 8.")
-    lines = about.get("map") or {}
+    lines = {} if about.get("map") is None else about["map"]
     if isinstance(lines, str):
         lines = read_lines(Path(lines), OF_A_MAP)
     if not isinstance(lines, dict):
         raise DataError(f"{where}: map is a file, or lines, as  map: {{pm25: {{name: PM2.5, units: ug/m3}}, so2: }}")
     files = about["files"] if isinstance(about["files"], list) else [about["files"]]
     kind = stated["kind"]
-    clock = clock_of(kind, lead, zone[0] if zone else None, stated["stamps"])
+    clock = clock_of(kind, lead, zone[0] if zone else None, stated["stamps"], where)
     fields = fields_of(kind, lines, where, defined)
+    if not fields:
+        raise DataError(f"{where} reads nothing: give it a map with a line for each variable that it has, or remove it.")
+    if stated["winds"] == "grid" and not {"u", "v"} <= set(fields):
+        raise DataError(f"{where}: winds along the grid are turned together: read both u and v here, or remove `winds`.")
     return Source(kind, fields, expand([str(file) for file in files]), clock, stated["winds"], stated["method"])
 
 
 def _are_numbers(hours: Any) -> bool:
-    return hours is None or (isinstance(hours, list) and all(type(hour) in (int, float) for hour in hours))
+    return hours is None or (isinstance(hours, list) and all(type(hour) in (int, float) and abs(hour) < 1e6 for hour in hours))

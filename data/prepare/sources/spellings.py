@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,7 @@ def fields_of(source: str, lines: dict[str, Any], where: str, defined: tuple[Var
         DataError: a name that is not known here, or a line that says nothing.
     """
     fields, own = known_fields(source), read_as(defined)
+    require_text(lines, where)
     Contents({"": tuple(own.values())}).require(lines, where)
     for name, entry in lines.items():
         instead = fields.pop(DEW_POINT, None) if name == "rh" else None
@@ -70,8 +72,11 @@ def fields_of(source: str, lines: dict[str, Any], where: str, defined: tuple[Var
             raise DataError(
                 f"{where}: '{name}' says nothing: write  {name}: {{name: NAME_IN_THE_FILES, units: {own[name].units}}}"
             )
-        units = str(entry.get("units", own[name].units))
-        fields[name] = Named(_spellings(entry["name"]), units, "units" in entry, entry.get("level"))
+        wrong, level = set(entry) - {"name", "units", "level"}, entry.get("level")
+        if wrong or type(level) not in (int, type(None)):
+            what = f"unknown {', '.join(map(str, wrong))}" if wrong else f"level {level!r}, which is counted from 0"
+            raise DataError(f"{where}: '{name}' has {what}: a line has name, and perhaps units and level.")
+        fields[name] = Named(_spellings(entry["name"]), str(entry.get("units", own[name].units)), "units" in entry, level)
     static = [name for name in fields if name in PUBLISHED.names("static")]
     if static:
         raise DataError(f"{where}: '{static[0]}' has no time; such fields come with --elevation, --population and --land-mask.")
@@ -92,7 +97,9 @@ def read_variables(path: Path) -> tuple[Variable, ...]:
     """
     example = "write one line a variable, as  dust: {units: ug m-3, range: [0, 20000], group: chemistry}"
     found = []
-    for name, about in read_lines(path, example).items():
+    lines = read_lines(path, example)
+    require_text(lines, str(path))
+    for name, about in lines.items():
         known = {"units", "range", "group", "long_name", "standard_name", "typical"}
         if not isinstance(about, dict) or not {"units", "range"} <= set(about) <= known:
             raise DataError(f"{path}: '{name}' needs units and range, and may have {', '.join(sorted(known))}: {example}")
@@ -116,10 +123,25 @@ def read_lines(path: Path, example: str) -> dict[str, Any]:
     Raises:
         DataError: it is something else.
     """
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text ({error}).") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise DataError(f"{path}: {example}")
     return tree
+
+
+def read_yaml(path: Path) -> Any:
+    """
+    Raises:
+        DataError: it is no YAML.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text ({error}).") from error
+
+
+def require_text(names: Iterable[Any], where: str) -> None:
+    """YAML takes `no` for false, and 1 for a number."""
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{where}: {name!r} is not a name; if it is meant as one, write it in quotes.")

@@ -75,7 +75,10 @@ def hours_of(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> list[t
     dim, lead_hours = _time_dimension(dataset, name, path), clock.lead_hours
     zone = clock.name_zone if dataset[dim].attrs.get("long_name") == FROM_NAME else clock.zone
     if zone is None:
-        raise DataError(f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC.")
+        raise DataError(
+            f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC (in a list of "
+            "sources, zone: 0)."
+        )
     times = _exact_times(dataset, dim, path) - np.timedelta64(round(3600 * zone), "s")
     if clock.stamps == "centre":
         times = _ends(times, path)
@@ -142,6 +145,6 @@ def _whole_hours(exact: np.ndarray, path: Path) -> np.ndarray:
     if np.isnat(exact).any() or (off.size and off.max() > 60):
         raise DataError(
             f"{path}: {exact[np.isnat(exact).argmax() or off.argmax()]} is not on a whole hour. Of means over an hour that are "
-            "stamped in its middle, say --stamps centre."
+            "stamped in its middle, say --stamps centre (stamps: centre in a list of sources)."
         )
     return np.asarray(hours)
