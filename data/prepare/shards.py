@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,13 @@ class _Job:
     mask_beyond: tuple[str, ...]
     winds: str
     base: Store | None  # the store that hours are appended to
+
+    @cached_property
+    def blocks(self) -> dict[str, np.ndarray]:
+        """Room for a shard of every group, again and again: new memory takes as long to get as to fill."""
+        shape = self.regridders[0].shape
+        channels = {group: len(self.contents.groups[group]) for group in self.contents.dynamic}
+        return {group: np.empty((self.shard_hours, count, *shape), "f4") for group, count in channels.items()}
 
     @property
     def kept_shards(self) -> int:
@@ -108,8 +115,9 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     files = sorted({on_disk(job.catalogue.files[number]) for number in used})
     content = {str(file): identity.content_of(parts, file) for file in files}
     (parts / f"sources-{shard}.json").unlink(missing_ok=True)
-    groups, shape = job.contents.groups, job.regridders[0].shape
-    blocks = {group: np.full((count, len(groups[group]), *shape), np.nan, "f4") for group in job.contents.dynamic}
+    groups, blocks = job.contents.groups, {group: block[:count] for group, block in job.blocks.items()}
+    for block in blocks.values():
+        block.fill(np.nan)
     fields = {member.name: blocks[group][:, i] for group in blocks for i, member in enumerate(groups[group])}
     if job.base is not None and start < len(job.base.times):
         known = np.arange(start, min(len(job.base.times), start + count))

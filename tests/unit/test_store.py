@@ -92,6 +92,30 @@ def test_values_and_missing_shares_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_back, weather[[11, 0]])
 
 
+def test_shards_are_to_the_byte_what_zarr_writes(tmp_path: Path) -> None:
+    """Whole ones, a last one that is short, hours that are missing at an end or between, and a shard of nothing but them."""
+    weather, chemistry = small_fields(19)
+    weather[[0, 3, 9]] = np.nan
+    weather[10:15] = np.nan
+    chemistry[:, :, 0, 0] = np.nan
+    write_small(tmp_path / "s.zarr", weather, chemistry)
+    partial = layout.partial_path(tmp_path / "s.zarr")
+    written = {name: (partial / name).read_bytes() for name in shard_files(partial)}
+    assert "weather/c/2/0/0/0" not in written
+    assert len(written) == 7
+    root = zarr.open_group(partial, mode="r+")
+    for group, fields in (("weather", weather), ("chemistry", chemistry)):
+        shutil.rmtree(partial / group / "c")
+        root[group][:] = fields
+    assert {name: (partial / name).read_bytes() for name in shard_files(partial)} == written
+
+
+def shard_files(store: Path) -> list[str]:
+    return sorted(
+        str(file.relative_to(store)) for group in ("weather", "chemistry") for file in store.glob(f"{group}/c/*/0/0/0")
+    )
+
+
 def test_fingerprint_follows_every_value(tmp_path: Path) -> None:
     weather, chemistry = small_fields()
     prints = []
