@@ -585,12 +585,12 @@ def test_hours_inside_a_split_stay_as_they_are(static: list[str], tmp_path: Path
 
 
 def test_cams_of_the_old_and_the_new_data_store_in_one_series(static: list[str], tmp_path: Path) -> None:
-    """The dimensions of time and level are called otherwise, and packing has gone; one shard holds both."""
-    for day, time in ((0, "time"), (1, "valid_time")):
-        dataset = regular(range(24 * day, 24 * day + 24)).rename(time=time)
-        if day == 0:
-            dataset = dataset.rename(lat="latitude", lon="longitude")
-        dataset.to_netcdf(tmp_path / f"{day}.nc")
+    """Time is called otherwise, a level has come and packing has gone; one shard holds both."""
+    packed = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 60.0, "_FillValue": np.int16(-32767)}
+    regular().rename(lat="latitude", lon="longitude").to_netcdf(tmp_path / "0.nc", encoding={"pm25": packed})
+    dataset = regular(range(24, 48)).rename(time="valid_time", lat="latitude", lon="longitude")
+    dataset["pm25"] = dataset["pm25"].expand_dims(model_level=[60.0], axis=1)
+    dataset.to_netcdf(tmp_path / "1.nc")
     listed_map = tmp_path / "map.yaml"
     listed_map.write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
     store = prepare("generic", tmp_path / "s.zarr", tmp_path / "0.nc", tmp_path / "1.nc", *static, "--map", listed_map)

@@ -66,7 +66,7 @@ class Catalogue:
             elsewhere: hours whose temperature and pressure over the target are known already.
         """
         lacking = {}
-        for name in [*self.by_air, *(DEW_POINT for _ in range(DEW_POINT in self.fields))]:
+        for name in [*self.by_air, *({DEW_POINT} & self.fields.keys())]:
             needed = ("temp",) if name == DEW_POINT else ("temp", "psfc")
             own = [self.hours.get(of, np.array([], "datetime64[h]")) for of in needed]
             there = np.logical_and.reduce([np.isin(self.hours[name], hours) for hours in own])
