@@ -147,7 +147,7 @@ def test_what_cannot_be_appended_is_refused_and_changes_nothing(
 ) -> None:
     path = copied(short, tmp_path)
     before = content(path)
-    write_caqra(tmp_path / "early.nc", start="2015-01-02T20", hours=10)
+    write_caqra(tmp_path / "early.nc", start="2015-01-02", hours=30)
     write_caqra(tmp_path / "wide.nc", start="2015-01-03", hours=4, grid=(42, 52))
     for file, told in (("early.nc", "only later hours can be"), ("wide.nc", "are on another grid")):
         with pytest.raises(DataError, match=told):

@@ -222,10 +222,10 @@ def test_a_source_without_static_fields_says_which_option_is_missing(
     assert "--elevation FILE[:VARIABLE] is needed" in capsys.readouterr().err
 
 
-def cams_surface_and_level(folder: Path) -> list[Path]:
+def cams_surface_and_level(folder: Path, first: int = 0) -> list[Path]:
     """As the Atmosphere Data Store delivers analyses since 2024."""
     lon, lat = np.meshgrid(LON1, LAT1[::-1])
-    hours = np.arange(0, HOURS, 3)
+    hours = np.arange(first, first + HOURS, 3)
     value = {name: truth(name, lat, lon, hours) for name in TRUTH}
     celsius = value["temp"] - 273.15
     humid = np.log(value["rh"] / 100) + 17.625 * celsius / (celsius + 243.04)
@@ -488,6 +488,18 @@ def test_ratios_of_one_source_become_concentrations_in_the_air_of_another(static
     assert values_agree(prepare("several", tmp_path / "s.zarr", "--config", given, *static))
 
 
+def test_a_shard_of_cams_keeps_its_hours_when_later_ones_are_appended(static: list[str], tmp_path: Path) -> None:
+    """Humidity from dew points, and gases from mixing ratios, are of the new hours; those before them stay."""
+    for day in (0, 1):
+        (tmp_path / str(day)).mkdir()
+        cams_surface_and_level(tmp_path / str(day), 24 * day)
+    at_once = prepare("cams", tmp_path / "once.zarr", tmp_path / "0", tmp_path / "1", *static)
+    prepare("cams", tmp_path / "s.zarr", tmp_path / "0", *static)
+    assert main(["append", str(tmp_path / "s.zarr"), str(tmp_path / "1")]) == 0
+    assert at_once
+    assert open_store(tmp_path / "s.zarr").content == at_once.content
+
+
 @pytest.mark.parametrize("ratios", [False, True])
 def test_later_hours_of_several_sources_are_appended_as_they_come(
     ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -544,7 +556,7 @@ def test_later_hours_of_several_sources_are_appended_as_they_come(
 
 
 def test_wind_that_came_later_is_in_the_scan_that_grows_with_the_store(static: list[str], tmp_path: Path) -> None:
-    """Its sectors were those of the hours without wind; and hours inside a split stay as they are."""
+    """Its sectors were those of the hours without wind. The sources are on one grid, and regridded in their own ways."""
     for day in (0, 1, 2):
         dataset = regular(range(24 * day, 24 * day + 24))
         dataset[list(UNITS)].to_netcdf(tmp_path / f"weather{day}.nc")
@@ -552,8 +564,11 @@ def test_wind_that_came_later_is_in_the_scan_that_grows_with_the_store(static: l
 
     def of(name: str, weather: str, pollutants: str) -> list[object]:
         scan = ["--wind-scan", tmp_path / f"{name}.scan", "--regions", "2", "2", "--shard-hours", "48", *static]
-        kinds = (("weather", weather, WEATHER), ("pollutants", pollutants, POLLUTANTS))
-        sources = [{"kind": "generic", "files": str(tmp_path / f"{n}{d}.nc"), "map": m} for n, d, m in kinds]
+        kinds = (("weather", weather, WEATHER, "bilinear"), ("pollutants", pollutants, POLLUTANTS, "conservative"))
+        sources = [
+            {"kind": "generic", "files": str(tmp_path / f"{name}{days}.nc"), "map": lines, "method": method}
+            for name, days, lines, method in kinds
+        ]
         return ["--config", listed(tmp_path / "sources.yaml", *sources), *scan]
 
     at_once = prepare("several", tmp_path / "once.zarr", *of("once", "[012]", "[012]"))
@@ -705,27 +720,31 @@ def test_options_of_one_source_do_not_stand_beside_a_list(
 
 
 def test_winds_along_the_axes_of_a_grid_are_turned(static: list[str], tmp_path: Path) -> None:
-    """The truth is the convergence of meridians of a Lambert cone, n (longitude - 103 E); stored from either side."""
+    """The truth is the convergence of meridians of a Lambert cone, n (longitude - 103 E); from either side, and appended."""
     lat, lon = lambert(60, 110, 27.0)
     radians = np.deg2rad([25.0, 40.0])
     n = np.log(np.cos(radians[0]) / np.cos(radians[1])) / np.log(np.divide(*np.tan(np.pi / 4 + radians[::-1] / 2)))
     angle = np.deg2rad(n * (lon - 103.0))
-    fields = {name: truth(name, lat, lon, range(HOURS)) for name in TRUTH}
+    fields = {name: truth(name, lat, lon, range(2 * HOURS)) for name in TRUTH}
     u, v = fields["u"], fields["v"]
     fields |= {"u": u * np.cos(angle) - v * np.sin(angle), "v": u * np.sin(angle) + v * np.cos(angle)}
     planes = {
         name: (("time", "y", "x"), values.astype("f4"), {"units": UNITS.get(name, "ug m-3")}) for name, values in fields.items()
     }
     axes = {
-        "time": ("time", range(HOURS), {"units": "hours since 2015-03-01"}),
+        "time": ("time", range(2 * HOURS), {"units": "hours since 2015-03-01"}),
         "lat": (("y", "x"), lat),
         "lon": (("y", "x"), lon),
     }
     (tmp_path / "map.yaml").write_text("".join(f"{name}: {{name: {name}}}\n" for name in TRUTH))
     for step in (1, -1):
-        xr.Dataset(planes, axes).isel(x=slice(None, None, step)).to_netcdf(tmp_path / "wrf.nc")
-        given = [tmp_path / "wrf.nc", *static, "--map", tmp_path / "map.yaml", "--winds", "grid"]
-        assert values_agree(prepare("generic", tmp_path / f"s{step}.zarr", *given))
+        dataset = xr.Dataset(planes, axes).isel(x=slice(None, None, step))
+        for day in (0, 1):
+            dataset.isel(time=slice(HOURS * day, HOURS * (day + 1))).to_netcdf(tmp_path / f"{day}.nc")
+        options = [*static, "--map", tmp_path / "map.yaml", "--winds", "grid"]
+        prepare("generic", tmp_path / f"s{step}.zarr", tmp_path / "0.nc", *options)
+        assert main(["append", str(tmp_path / f"s{step}.zarr"), str(tmp_path / "1.nc")]) == 0
+        assert values_agree(open_store(tmp_path / f"s{step}.zarr"))
 
 
 def test_winds_along_a_regular_grid_are_eastward_already(
