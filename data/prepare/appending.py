@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from data import DataError
-from data.prepare.beginning import build_scan, console
+from data.prepare import waiting
+from data.prepare.beginning import build_scan, console, require_same_hours
 from data.prepare.catalogue import ahead
-from data.prepare.catalogue.catalogue import Catalogue
+from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
 from data.prepare.catalogue.search import make_catalogue
 from data.prepare.grids.grid import Grid, from_tables
 from data.prepare.inputs import identity
@@ -65,7 +65,9 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
     job_of.cache_clear()  # this process may have prepared another store here
     parts = layout.parts_path(longer)
     begun = (parts / PLAN).exists() and not longer.exists()
-    if not begun or json.loads((parts / PLAN).read_text()) != own:
+    if begun and json.loads((parts / PLAN).read_text()) == own:
+        require_same_hours(longer, load_catalogue(parts / "catalogue.npz"))
+    else:
         _begin(longer, store, own, workers)
     load(longer, remaining(longer), workers)
     finish(longer)
@@ -134,7 +136,9 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     ahead.look_ahead(longer, files, workers)
     catalogue = make_catalogue(sources, ahead.headers_of(longer, files), defined_in(plan)).on(*_grids(store))
     _require_later(catalogue, store)
-    _require_air(catalogue, store)
+    winds = next(source.winds for source in sources if "u" in source.fields)
+    waiting.require_not_waited_for(catalogue, store)
+    lacking = waiting.lacking_in(catalogue, store, winds)
     console.print(f"{len(files)} new files, {' .. '.join(map(str, catalogue.span))}, to {store.times[0]} .. {store.times[-1]}")
     writing.create(
         longer,
@@ -151,17 +155,21 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     _keep_shards(longer, store, kept_shards(store, catalogue))
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
+    waiting.note(parts, catalogue, lacking, waiting.waiting_in(store))
     for weights in store.path.glob("weights-*.npz"):
         shutil.copyfile(weights, parts / weights.name)
     write_last(parts / PLAN, json.dumps(plan))
     ahead.forget(longer)
 
 
-def _grids(store: Store) -> tuple[list[Grid], list[int]]:
-    """The grids of a store's files, and the numbers of their sources, of which there was one before they were numbered."""
+def _grids(store: Store) -> tuple[list[Grid], list[int], dict[str, int]]:
+    """The grids of a store's files, of which source and which fields; those of the first versions had one source."""
     with np.load(store.path / GRIDS, allow_pickle=False) as file:
         grids = from_tables(file)
-        return grids, file["source_of"].tolist() if "source_of" in file else [0] * len(grids)
+        if "about" not in file:
+            return grids, [0] * len(grids), {}
+        about = json.loads(str(file["about"]))
+    return grids, about["source_of"], about["grid_of"]
 
 
 def _require_later(catalogue: Catalogue, store: Store) -> None:
@@ -169,7 +177,7 @@ def _require_later(catalogue: Catalogue, store: Store) -> None:
     end = max(last for ranges in store.splits.values() for _, last in ranges)
     for name, hours in catalogue.hours.items():
         file = catalogue.files[catalogue.file_of[name][0]]
-        there = _hours_of(store, ("rh" if name == DEW_POINT else name,))
+        there = waiting.hours_of(store, ("rh" if name == DEW_POINT else name,))
         if there.size and hours[0] <= there[-1]:
             raise DataError(
                 f"{file} holds '{name}' at {hours[0]}, and {store.path} has it up to {there[-1]}: only later hours can be "
@@ -180,24 +188,6 @@ def _require_later(catalogue: Catalogue, store: Store) -> None:
                 f"{file} holds '{name}' at {hours[0]}, where it is missing in {store.path}, inside its splits, which stay as "
                 "they are. Leave it out, or prepare all files together again."
             )
-
-
-def _require_air(catalogue: Catalogue, store: Store) -> None:
-    """What would be missing for want of the air stays missing: its files are known then."""
-    air = [name for name in ("temp", "psfc") if name in store.contents.names("weather")]
-    for name, hours in catalogue.without_air(_hours_of(store, air)).items():
-        raise DataError(
-            f"'{name}' is converted with the air, and neither the new files nor {store.path} have temp and psfc at {hours[0]}: "
-            "append these first, or all together."
-        )
-
-
-def _hours_of(store: Store, names: Iterable[str]) -> np.ndarray:
-    """Hours at which a store has any value of each of some variables."""
-    there = np.ones(len(store.times), bool)
-    for name in names:
-        there &= store.missing[store.contents.group(name)][:, store.contents.channel(name)] < 1.0
-    return store.times[there]
 
 
 def _keep_shards(longer: Path, store: Store, count: int) -> None:

@@ -12,6 +12,7 @@ import scipy.sparse
 from rich.console import Console
 
 from data import DataError
+from data.prepare import waiting
 from data.prepare.catalogue import ahead
 from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
 from data.prepare.catalogue.search import make_catalogue
@@ -51,11 +52,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     catalogue = make_catalogue(plan.sources, ahead.headers_of(path, plan.files), plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
-    for name, hours in catalogue.without_air(np.array([], "datetime64[h]")).items():
-        console.print(
-            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the air (temp, psfc) that "
-            "it is converted with"
-        )
+    lacking = catalogue.incomplete(_source_of("u", catalogue, plan).winds, np.array([], "datetime64[h]"))
     regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
@@ -77,6 +74,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     )
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
+    waiting.note(parts, catalogue, lacking, {})
     for number, regridder in enumerate(regridders):
         scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
     write_last(parts / PLAN, json.dumps(plan.identity()))
@@ -161,7 +159,7 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
     console.print(f"{names} changed since the catalogue was made: comparing")
     plan = json.loads((parts / PLAN).read_text())
     now = make_catalogue(sources_in(plan), defined=defined_in(plan))
-    if not before.equals(now.on(before.grids, before.source_of) if "base" in plan else now):
+    if not before.equals(now.on(before.grids, before.source_of, before.grid_of) if "base" in plan else now):
         raise DataError(
             f"{replaced[0]} holds other hours, or another grid or kind of unit, than when it was catalogued: "
             f"remove {layout.partial_path(path)} and {parts} to start again."

@@ -40,6 +40,8 @@ class Reader:
         fields: dict[str, np.ndarray],
         first: np.datetime64,
         winds: str = "earth",
+        clip: tuple[str, ...] = (),
+        mask_beyond: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -48,9 +50,10 @@ class Reader:
             fields: (hours, h, w) float32 of every variable, to be filled by `read`; NaN, or known from before.
             first: hour.
             winds: "earth", or "grid" where u and v lie along the axes of their grid.
+            clip, mask_beyond: variables whose impossible values become the nearest possible ones, or missing.
         """
         self.catalogue, self.regridders, self.become = catalogue, regridders, become
-        self.first, self.winds = first, winds
+        self.first, self.winds, self.clip, self.mask_beyond = first, winds, clip, mask_beyond
         self.count = len(next(iter(fields.values())))
         self.bytes_read = 0
         self._along_grid: dict[str, np.ndarray] = {}  # u and v, (count, H, W) on the source's grid
@@ -68,17 +71,19 @@ class Reader:
         for names in (first, rest) if self._needs_air() else ([*first, *rest],):
             for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
                 self._read_file(number, names)
-        if DEW_POINT in self._air and "temp" in self._air:
+        if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
             slots = self._slots(DEW_POINT)
             humidity = relative_humidity(self._air[DEW_POINT][slots], self._air["temp"][slots])
-            self._fields["rh"][slots] = self._regridder("temp")(humidity)
+            self._keep("rh", slots, self._regridder("temp")(humidity))
         if self._along_grid:
             both = turned(self._along_grid["u"], self._along_grid["v"], self._grid("u"))
             for name, wind in zip(("u", "v"), both, strict=True):
                 slots = self._slots(name)
-                self._fields[name][slots] = self._regridder(name)(wind[slots])
-        for name, fields in self._fields.items():
-            self._require_usual(name, fields)
+                self._keep(name, slots, self._regridder(name)(wind[slots]))
+        for name in self.catalogue.fields:
+            own = "rh" if name == DEW_POINT and "rh" not in self.catalogue.fields else name
+            if own in self._fields:
+                self._require_usual(own, self._slots(name))
 
     def _needs_air(self) -> bool:
         return bool(self.catalogue.by_air) or DEW_POINT in self.catalogue.fields
@@ -97,7 +102,16 @@ class Reader:
                     self._hours(self._along_grid, wind, self._grid(name).shape)
                 self._along_grid[name][slots] = values
             elif name != DEW_POINT:
-                self._fields[name][slots] = self._on_target(name, values, slots, ratio)
+                self._keep(name, slots, self._on_target(name, values, slots, ratio))
+
+    def _keep(self, name: str, slots: np.ndarray, values: np.ndarray) -> None:
+        """Put fields in their place, impossible values judged: also those of the air, before others are converted by it."""
+        variable = self.become[name]
+        if name in self.clip:
+            np.clip(values, variable.valid_min, variable.valid_max, out=values)
+        elif name in self.mask_beyond:
+            values[(values < variable.valid_min) | (values > variable.valid_max)] = np.nan
+        self._fields[name][slots] = values
 
     def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
         """All hours of a field, which are missing until they are read."""
@@ -154,9 +168,10 @@ class Reader:
                 values += np.float32(offset)
         return values, ratio is not None
 
-    def _require_usual(self, name: str, values: np.ndarray) -> None:
+    def _require_usual(self, name: str, slots: np.ndarray) -> None:
+        """Of the hours that were read: those known from before would outvote them."""
         variable = self.become[name]
-        sample = values[:: max(1, len(values) // 8)]
+        sample = self._fields[name][slots[:: max(1, len(slots) // 8)]]
         sample = sample[np.isfinite(sample)]
         if variable.typical is None or sample.size < 100:
             return
@@ -172,7 +187,8 @@ class Reader:
 
     def _fitting(self, name: str, median: float) -> list[str]:
         """Units in which the files' numbers would be usual ones."""
-        variable, taken_for = self.become[name], self.catalogue.fields[name].units
+        variable, named = self.become[name], self.catalogue.fields.get(name)
+        taken_for = variable.units if named is None else named.units  # humidity is computed in ours
         assert variable.typical is not None
         low, high = variable.typical
         fits = []

@@ -24,9 +24,10 @@ from data.prepare.plan import PLAN, Scan, defined_in
 from data.prepare.reader import Reader
 from data.prepare.sources.source import sources_in
 from data.prepare.sources.spellings import read_as
+from data.prepare.waiting import WAITING
 from data.store import layout, writing
 from data.store.layout import Store
-from data.store.opening import open_store
+from data.store.opening import open_store, require_whole
 from data.store.reader import ShardReader
 from data.variables import Contents, Variable
 from data.wind_scan import orders
@@ -122,12 +123,12 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
     if job.base is not None and start < len(job.base.times):
         known = np.arange(start, min(len(job.base.times), start + count))
         for group, block in blocks.items():
+            require_whole(job.base, f"{group}/{shard}")
             ShardReader(job.base, group).read(known, out=block[: len(known)])
-    source = Reader(job.catalogue, job.regridders, job.become, fields, job.first + start, job.winds)
+    judged = job.clip, job.mask_beyond
+    source = Reader(job.catalogue, job.regridders, job.become, fields, job.first + start, job.winds, *judged)
     source.read()
     for group, block in blocks.items():
-        for member in groups[group]:
-            judge(fields[member.name], member, job.clip, job.mask_beyond)
         writing.write_block(path, group, start, block)
         if group == "weather" and job.scan:
             u, v = (block[:, job.contents.channel(name)] for name in ("u", "v"))
@@ -150,9 +151,10 @@ def attachments_of(path: Path) -> dict[str, bytes]:
         about = identity.recorded(job.base.path) | about
         plan = (job.base.path / PLAN).read_bytes()
     grids = io.BytesIO()
-    np.savez(grids, source_of=np.array(job.catalogue.source_of), **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
+    known = {"source_of": job.catalogue.source_of, "grid_of": job.catalogue.grid_of}
+    np.savez(grids, about=np.array(json.dumps(known)), **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
     kept = {PLAN: plan, identity.RECORD: json.dumps(about, indent=0).encode(), GRIDS: grids.getvalue()}
-    return kept | {file.name: file.read_bytes() for file in parts.glob("weights-*.npz")}
+    return kept | {file.name: file.read_bytes() for file in (*parts.glob("weights-*.npz"), *parts.glob(WAITING))}
 
 
 def kept_shards(base: Store, catalogue: Catalogue) -> int:
@@ -192,12 +194,3 @@ def write_last(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.rename(path)
-
-
-def judge(fields: np.ndarray, variable: Variable, clip: tuple[str, ...], mask_beyond: tuple[str, ...]) -> None:
-    """Do in place what the user wants of impossible values: the nearest possible ones instead, or missing."""
-    low, high = variable.valid_min, variable.valid_max
-    if variable.name in clip:
-        np.clip(fields, low, high, out=fields)
-    elif variable.name in mask_beyond:
-        fields[(fields < low) | (fields > high)] = np.nan

@@ -78,6 +78,16 @@ def _opened(path: Path) -> Store:
     )
 
 
+def require_whole(store: Store, name: str) -> None:
+    """
+    Raises:
+        DataError: a shard, GROUP/NUMBER, is not what was written.
+    """
+    file = store.path / shard_file(name)
+    if hash_of(file) != store.shard_hashes()[name]:
+        raise DataError(f"{file} is not what was written. Run `python -m data verify`, and copy the store again.")
+
+
 def verify(store: Store) -> list[str]:
     """Re-hash every shard; what differs from what was written, a line each."""
     wrong = []

@@ -154,8 +154,8 @@ def _write_shard(file: Path, block: np.ndarray, shard_hours: int, there: np.ndar
     Args:
         there: (hours,) bool: which of them have any value; the others take no space, and a shard without any is no file.
     """
-    file.unlink(missing_ok=True)
     if not there.any():
+        file.unlink(missing_ok=True)  # of an earlier attempt
         return
     size, places = block[0].nbytes, np.full((shard_hours, 2), EMPTY_CHUNK, "<u8")
     places[np.flatnonzero(there)] = [(number * size, size) for number in range(there.sum())]

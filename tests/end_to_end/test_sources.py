@@ -63,17 +63,6 @@ def regular(hours: Any = range(HOURS), **units: str) -> xr.Dataset:
     })  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def static(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    file = tmp_path_factory.mktemp("static") / "static.nc"
-    lat, lon = np.arange(25, 40.1, 0.25), np.arange(100, 122.1, 0.25)
-    grid = np.zeros((len(lat), len(lon)))
-    axes = {"lat": ("lat", lat, {"units": "degrees_north"}), "lon": ("lon", lon, {"units": "degrees_east"})}
-    fields = {"z": 100 + 10 * (lat[:, None] - 32) + grid, "people": 200 + grid, "land": 1 + grid}
-    xr.Dataset({name: (("lat", "lon"), values) for name, values in fields.items()}, axes).to_netcdf(file)
-    return ["--elevation", f"{file}:z", "--population", f"{file}:people", "--land-mask", f"{file}:land"]
-
-
 def prepare(source: str, store: Path, *given: object, code: int = 0, days: str = "2015-03-01 2015-03-01") -> Store | None:
     method = [] if source == "several" else ["--method", "bilinear"]
     arguments = ["prepare", source, str(store), *map(str, given), *TARGET, *method, "--train", *days.split()]
@@ -500,7 +489,7 @@ def test_a_shard_of_cams_keeps_its_hours_when_later_ones_are_appended(static: li
     assert open_store(tmp_path / "s.zarr").content == at_once.content
 
 
-@pytest.mark.parametrize("ratios", [False, True])
+@pytest.mark.parametrize("ratios", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_later_hours_of_several_sources_are_appended_as_they_come(
     ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -541,7 +530,7 @@ def test_later_hours_of_several_sources_are_appended_as_they_come(
         assert told in capsys.readouterr().err
     if ratios:
         assert appended("--config", of_days("0", "[01]")) == 2
-        assert "have temp and psfc at 2015-03-02T00: append these first" in capsys.readouterr().err
+        assert "with reach to 2015-03-01T23: append these first, or with it" in capsys.readouterr().err
     assert appended("--config", of_days("[01]", "0")) == 0
     between = open_store(tmp_path / "s.zarr")
     assert (between.missing["weather"] < 1).all(1).sum() == 72

@@ -16,7 +16,7 @@ from data.store.layout import Store
 from data.store.opening import open_store
 from data.store.reader import ShardReader
 from data.variables import MODEL_INPUTS, PUBLISHED
-from tests.end_to_end.test_sources import LAT1, LON1, TRUTH, prepare, regular, static, truth  # noqa: F401
+from tests.end_to_end.test_sources import LAT1, LON1, TRUTH, prepare, regular, truth
 from tests.launching import tiny_config, train
 
 HOURS = 48
@@ -41,7 +41,7 @@ albedo: {units: "1", range: [0, 1], group: ground}
 
 
 @pytest.fixture(scope="module")
-def store(static: list[str], tmp_path_factory: pytest.TempPathFactory) -> Store:  # noqa: F811
+def store(static: list[str], tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A day of CAQRA's variables without so2, with two known ones and two of the user's own."""
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patched:
@@ -129,7 +129,7 @@ def test_a_map_or_definition_that_cannot_be_meant_is_refused(
     mapped: str,
     defined: str,
     told: str,
-    static: list[str],  # noqa: F811
+    static: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_map_or_definition_that_cannot_be_meant_is_refused(
     assert told in capsys.readouterr().err
 
 
-def test_a_line_of_a_map_leaves_a_variable_of_ones_own_out(static: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_line_of_a_map_leaves_a_variable_of_ones_own_out(static: list[str], tmp_path: Path) -> None:
     """A definition may be of more than these files have."""
     regular(range(4)).to_netcdf(tmp_path / "f.nc")
     (tmp_path / "map.yaml").write_text("dust:\nco: {name: co, units: ug m-3}")

@@ -59,19 +59,28 @@ class Catalogue:
             and all(same_grid(mine, theirs, 0.0) for mine, theirs in zip(self.grids, other.grids, strict=True))
         )
 
-    def without_air(self, elsewhere: np.ndarray) -> dict[str, np.ndarray]:
-        """Fields that are converted by the air, and their hours at which there is none.
+    def converted_with(self, name: str, winds: str) -> tuple[str, ...]:
+        """Other fields that one is converted with, hour by hour."""
+        if name in self.by_air:
+            return "psfc", "temp"
+        if name == DEW_POINT:
+            return ("temp",)
+        return {"u": ("v",), "v": ("u",)}.get(name, ()) if winds == "grid" else ()
+
+    def incomplete(self, winds: str, with_air: np.ndarray) -> dict[str, np.ndarray]:
+        """Fields, and their hours at which there is not what they are converted with.
 
         Args:
-            elsewhere: hours whose temperature and pressure over the target are known already.
+            winds: "earth", or "grid" where u and v are turned together.
+            with_air: hours whose air over the target is known already; mixing ratios of another grid are converted there.
         """
         lacking = {}
-        for name in [*self.by_air, *({DEW_POINT} & self.fields.keys())]:
-            needed = ("temp",) if name == DEW_POINT else ("temp", "psfc")
-            own = [self.hours.get(of, np.array([], "datetime64[h]")) for of in needed]
-            there = np.logical_and.reduce([np.isin(self.hours[name], hours) for hours in own])
-            if name != DEW_POINT and not self.on_one_grid(name, *needed):
-                there |= np.isin(self.hours[name], elsewhere)
+        for name in self.fields:
+            needed = self.converted_with(name, winds)
+            own = [np.isin(self.hours[name], self.hours.get(of, with_air[:0])) for of in needed]
+            there = np.logical_and.reduce(own) if own else np.ones(len(self.hours[name]), bool)
+            if name in self.by_air and not self.on_one_grid(name, *needed):
+                there |= np.isin(self.hours[name], with_air)
             if not there.all():
                 lacking[name] = self.hours[name][~there]
         return lacking
@@ -79,24 +88,25 @@ class Catalogue:
     def on_one_grid(self, *names: str) -> bool:
         return len({self.grid_of.get(name) for name in names}) == 1
 
-    def on(self, grids: list[Grid], source_of: list[int]) -> Catalogue:
+    def on(self, grids: list[Grid], source_of: list[int], grid_of: dict[str, int]) -> Catalogue:
         """The same with the numbers that grids had in a store, all of them.
 
         Raises:
-            DataError: a grid is none of the store's.
+            DataError: a field is on another grid than there.
         """
-        numbers = []
-        for grid, source in zip(self.grids, self.source_of, strict=True):
-            there = [n for n, old in enumerate(grids) if source_of[n] == source and same_grid(grid, old, SAME_GRID)]
+        numbers = {}
+        for name, number in self.grid_of.items():
+            here, source = self.grids[number], self.source_of[number]
+            may = [grid_of[name]] if name in grid_of else [n for n, owner in enumerate(source_of) if owner == source]
+            there = [n for n in may if same_grid(here, grids[n], SAME_GRID)]
             if not there:
-                sizes = " and ".join(" x ".join(map(str, old.shape)) for n, old in enumerate(grids) if source_of[n] == source)
+                sizes = [" x ".join(map(str, grid.shape)) for grid in (here, *(grids[n] for n in may))]
                 raise DataError(
-                    f"{self.files[0]} and the files beside it are on another grid ({' x '.join(map(str, grid.shape))}) than "
-                    f"those that the store was made of ({sizes}): prepare a store of their own."
+                    f"{self.files[self.file_of[name][0]]} and the files beside it are on another grid ({sizes[0]}, '{name}') "
+                    f"than those that the store was made of ({' and '.join(sizes[1:])}): prepare a store of their own."
                 )
-            numbers.append(there[0])
-        grid_of = {name: numbers[number] for name, number in self.grid_of.items()}
-        return replace(self, grids=grids, source_of=source_of, grid_of=grid_of)
+            numbers[name] = there[0]
+        return replace(self, grids=grids, source_of=source_of, grid_of=grid_of | numbers)
 
     def save(self, path: Path) -> None:
         """Write an .npz that `load` reads."""

@@ -45,7 +45,7 @@ class Regridder:
     def __call__(self, fields: np.ndarray) -> np.ndarray:
         """(T, H, W) float32, NaN where missing -> (T, h, w) float32, NaN where under half of a cell's source is valid."""
         out = np.empty((len(fields), self.weights.shape[0]), "f4")
-        for field, regridded in zip(fields.reshape(len(fields), -1), out, strict=True):
+        for field, regridded in zip(fields.reshape(len(fields), self.weights.shape[1]), out, strict=True):
             valid = np.isfinite(field)
             if valid.all():
                 total, share = self.weights @ field, self._whole
