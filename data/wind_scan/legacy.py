@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from data import DataError
+from data.store.layout import DAMAGE
 from data.wind_scan.cache import read_orders
 from data.wind_scan.orders import Geometry, order_along_wind
 
@@ -138,5 +139,5 @@ def _read_pickle(path: Path) -> Any:
         raise DataError(f"no wind cache at {path}.") from error
     except pickle.UnpicklingError as error:
         raise DataError(f"{path} holds more than tensors and is not opened: {error}.") from error
-    except (EOFError, RuntimeError, IndexError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is damaged: {error!r}.") from error
