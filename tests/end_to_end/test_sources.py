@@ -114,7 +114,10 @@ def caqra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-@pytest.mark.parametrize("given", ["raw", "raw/201503/*.nc", "*.tar.gz", "CN-Reanalysis20150301.zip", "--files-from list.txt"])
+PATTERN = pytest.param("raw/201503/*.nc", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("given", ["raw", PATTERN, "*.tar.gz", "CN-Reanalysis20150301.zip", "--files-from list.txt"])
 def test_caqra_as_it_is_distributed(given: str, caqra: Path, static: list[str], tmp_path: Path) -> None:
     """Directories, patterns, archives and lists are the same files, and hours in names are those of Beijing."""
     option, _, where = given.rpartition(" ")
