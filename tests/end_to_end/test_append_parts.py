@@ -166,3 +166,33 @@ def test_an_append_goes_on_with_the_same_hours_only_and_on_the_same_grids(
     with_ratios(range(24, 48))[list(POLLUTANTS)].to_netcdf(tmp_path / "pollutants1.nc")
     assert append(tmp_path / "s.zarr", *two_sources(tmp_path)) == 2
     assert "are on another grid (17 x 21, 'co') than those that the store was made of (16 x 21)" in capsys.readouterr().err
+
+
+def test_a_partner_that_was_read_before_is_not_waited_for(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was said to be nowhere, and to come first."""
+    for name, air, dew in (("0", range(36), range(30)), ("1", range(36, 48), range(30, 48))):
+        regular(air).drop_vars("rh").to_netcdf(tmp_path / f"air{name}.nc")
+        dew_point = (regular(dew)["temp"] - 10).assign_attrs(units="K")
+        dew_point.rename("d2m").to_dataset().to_netcdf(tmp_path / f"dew{name}.nc")
+    given = generic(tmp_path, tmp_path / "air0.nc", tmp_path / "dew0.nc", dew_point="d2m")
+    lines = (tmp_path / "map.yaml").read_text().replace("rh: {name: rh}\n", "")
+    (tmp_path / "map.yaml").write_text(lines)
+    prepare("generic", tmp_path / "s.zarr", *given, *static)
+    assert append(tmp_path / "s.zarr", tmp_path / "air1.nc", tmp_path / "dew1.nc") == 2
+    assert "'dew_point' at 2015-03-02T06, and the temp that it is converted with were read before" in capsys.readouterr().err
+
+
+def test_a_field_does_not_change_to_the_grid_of_another(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one source with two grids; preparing at once refuses it."""
+    for name, hours, step in (("0", range(24), 2), ("1", range(24, 48), 1)):
+        dataset = regular(hours)
+        dataset[list(UNITS)].to_netcdf(tmp_path / f"weather{name}.nc")
+        dataset[list(POLLUTANTS)].isel(lat=slice(None, None, step)).to_netcdf(tmp_path / f"pollutants{name}.nc")
+    given = generic(tmp_path, tmp_path / "weather0.nc", tmp_path / "pollutants0.nc")
+    prepare("generic", tmp_path / "s.zarr", *given, *static)
+    assert append(tmp_path / "s.zarr", tmp_path / "weather1.nc", tmp_path / "pollutants1.nc") == 2
+    assert "are on another grid (17 x 21, 'pm25') than those that the store was made of (9 x 21)" in capsys.readouterr().err
