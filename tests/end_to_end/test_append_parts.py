@@ -155,12 +155,19 @@ def test_an_append_goes_on_with_the_same_hours_only_and_on_the_same_grids(
     """A file that was replaced meanwhile ended in a bare AssertionError; a field could change to another one's grid."""
     write(tmp_path, {"0": range(24), "1": range(24, 48)}, {"0": range(24), "1": range(24, 48)})
     prepare("several", tmp_path / "s.zarr", *two_sources(tmp_path, "0", "0"), *static, days=DAYS)
-    with monkeypatch.context() as patched:
-        patched.setattr(appending, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert append(tmp_path / "s.zarr", *two_sources(tmp_path)) == 130
-    write(tmp_path, {"1": range(24, 44)}, {})
+
+    def interrupted(*given: object) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(appending, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert append(tmp_path / "s.zarr", *given) == 130
+
+    interrupted(*two_sources(tmp_path, pollutants="0"))
+    write(tmp_path, {"1": range(24, 48)}, {})
+    assert append(tmp_path / "s.zarr", *two_sources(tmp_path, pollutants="0")) == 0
+    interrupted(*two_sources(tmp_path))
+    write(tmp_path, {}, {"1": range(24, 44)})
     assert append(tmp_path / "s.zarr", *two_sources(tmp_path)) == 2
-    assert "weather1.nc holds other hours, or another grid or kind of unit" in capsys.readouterr().err
+    assert "pollutants1.nc holds other hours, or another grid or kind of unit" in capsys.readouterr().err
     for left in tmp_path.glob("s.zarr.appended*"):
         left.rename(tmp_path / f"aside-{left.name}")
     with_ratios(range(24, 48))[list(POLLUTANTS)].to_netcdf(tmp_path / "pollutants1.nc")
@@ -196,3 +203,14 @@ def test_a_field_does_not_change_to_the_grid_of_another(
     prepare("generic", tmp_path / "s.zarr", *given, *static)
     assert append(tmp_path / "s.zarr", tmp_path / "weather1.nc", tmp_path / "pollutants1.nc") == 2
     assert "are on another grid (17 x 21, 'pm25') than those that the store was made of (9 x 21)" in capsys.readouterr().err
+
+
+def test_a_file_that_gave_no_hour_is_known_all_the_same(
+    static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pattern may match one; it counted as new at every append."""
+    regular().to_netcdf(tmp_path / "a.nc")
+    regular()[["u"]].rename(u="other").to_netcdf(tmp_path / "b.nc")
+    prepare("generic", tmp_path / "s.zarr", *generic(tmp_path, tmp_path / "a.nc", tmp_path / "b.nc"), *static)
+    assert append(tmp_path / "s.zarr", tmp_path / "a.nc", tmp_path / "b.nc") == 0
+    assert "was made of all these files already" in capsys.readouterr().out
