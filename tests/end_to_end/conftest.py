@@ -1,10 +1,20 @@
-"""Static fields that the files of several tests lie on."""
+"""What tests of preparation share: static fields, and no pictures."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import xarray as xr
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures() -> Iterator[None]:
+    """That of a store takes two seconds, most of a small preparation; commands in processes of their own draw theirs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("data.store.picture.draw", lambda store: store.path.with_suffix(".png"))
+        yield
 
 
 @pytest.fixture(scope="session")

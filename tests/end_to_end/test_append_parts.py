@@ -72,7 +72,7 @@ def test_humidity_that_files_state_is_not_computed_from_their_dew_points(static:
     assert 40 < store.statistics["rh"]["mean"] < 70
 
 
-@pytest.mark.parametrize("judged", [pytest.param("--clip", marks=pytest.mark.slow), "--mask-beyond"])
+@pytest.mark.parametrize("judged", ["--clip", "--mask-beyond"])
 def test_ratios_are_converted_by_the_air_that_is_stored(judged: str, static: list[str], tmp_path: Path) -> None:
     """Appended, they were converted by judged pressures, and prepared at once by impossible ones."""
     write(tmp_path, {"0": range(48)}, {"0": range(24), "1": range(24, 48)})

@@ -108,6 +108,7 @@ def caqra(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command(*both_files(raw, path, path.with_suffix(".wind_scan")))
     assert done.returncode == 0, done.stderr
     assert "summary of years" in done.stdout
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     return path
 
 

@@ -114,10 +114,7 @@ def caqra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-PATTERN = pytest.param("raw/201503/*.nc", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("given", ["raw", PATTERN, "*.tar.gz", "CN-Reanalysis20150301.zip", "--files-from list.txt"])
+@pytest.mark.parametrize("given", ["raw", "raw/201503/*.nc", "*.tar.gz", "CN-Reanalysis20150301.zip", "--files-from list.txt"])
 def test_caqra_as_it_is_distributed(given: str, caqra: Path, static: list[str], tmp_path: Path) -> None:
     """Directories, patterns, archives and lists are the same files, and hours in names are those of Beijing."""
     option, _, where = given.rpartition(" ")
@@ -492,7 +489,7 @@ def test_a_shard_of_cams_keeps_its_hours_when_later_ones_are_appended(static: li
     assert open_store(tmp_path / "s.zarr").content == at_once.content
 
 
-@pytest.mark.parametrize("ratios", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("ratios", [False, True])
 def test_later_hours_of_several_sources_are_appended_as_they_come(
     ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
