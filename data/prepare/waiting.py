@@ -16,6 +16,7 @@ from rich.console import Console
 from data import DataError
 from data.prepare.catalogue.catalogue import Catalogue
 from data.store.layout import Store
+from data.strict import parse_json
 
 WAITING = "waiting.json"  # in the parts of a store, and in a finished one
 Waiting = dict[str, list[str]]  # of a field: "with" what it is converted, "hours" at which that was not there
@@ -39,7 +40,7 @@ def note(parts: Path, catalogue: Catalogue, lacking: dict[str, np.ndarray], befo
 def waiting_in(store: Store) -> dict[str, Waiting]:
     """What a finished store remembers."""
     path = store.path / WAITING
-    return json.loads(path.read_text()) if path.exists() else {}
+    return parse_json(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
 
 
 def require_not_waited_for(catalogue: Catalogue, store: Store) -> None:
