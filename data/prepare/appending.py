@@ -26,7 +26,7 @@ from data.prepare.grids.grid import Grid, from_tables
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Scan, defined_in
 from data.prepare.shards import GRIDS, job_of, kept_shards, write_last
-from data.prepare.sources.source import Source, read_sources, sources_in, written_down
+from data.prepare.sources.source import Source, files_of, read_sources, sources_in, winds_of, written_down
 from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.stages import finish, load, remaining
 from data.store import layout, opening, writing
@@ -54,7 +54,7 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
     store = opening.open_store(path)
     plan = _plan_of(store)
     sources = _as_before(files, config, plan, path)
-    identity.require_unchanged(path, [file for source in sources for file in source.files])
+    identity.require_unchanged(path, files_of(sources))
     known = identity.recorded(path)
     new = tuple(replace(source, files=[f for f in source.files if str(identity.on_disk(f)) not in known]) for source in sources)
     if not any(source.files for source in new):
@@ -131,14 +131,13 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     for left in (layout.partial_path(longer), parts, longer):  # of other files, or never put in its place
         shutil.rmtree(left, ignore_errors=True)
     sources = sources_in(plan)
-    files = [file for source in sources for file in source.files]
+    files = files_of(sources)
     seen = identity.glance(files)
     ahead.look_ahead(longer, files, workers)
     catalogue = make_catalogue(sources, ahead.headers_of(longer, files), defined_in(plan)).on(*_grids(store))
     _require_later(catalogue, store)
-    winds = next(source.winds for source in sources if "u" in source.fields)
     waiting.require_not_waited_for(catalogue, store)
-    lacking = waiting.lacking_in(catalogue, store, winds)
+    lacking = waiting.lacking_in(catalogue, store, winds_of(sources))
     console.print(f"{len(files)} new files, {' .. '.join(map(str, catalogue.span))}, to {store.times[0]} .. {store.times[-1]}")
     writing.create(
         longer,

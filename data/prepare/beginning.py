@@ -20,7 +20,7 @@ from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
 from data.prepare.shards import job_of, write_last
-from data.prepare.sources.source import Source, sources_in
+from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.static import static_fields
 from data.store import layout, opening, writing
 from data.wind_scan import cache, orders
@@ -52,7 +52,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     catalogue = make_catalogue(plan.sources, ahead.headers_of(path, plan.files), plan.defined)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
-    lacking = catalogue.incomplete(_source_of("u", catalogue, plan).winds, np.array([], "datetime64[h]"))
+    lacking = catalogue.incomplete(winds_of(plan.sources), np.array([], "datetime64[h]"))
     regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
@@ -90,7 +90,7 @@ def _provenance(plan: Plan, catalogue: Catalogue, methods: tuple[str, ...]) -> d
         "files": len(plan.files),
         "methods": list(methods),
         "hours": "; ".join(dict.fromkeys(source.clock.described() for source in plan.sources)),
-        "winds": f"relative to the {_source_of('u', catalogue, plan).winds}",
+        "winds": f"relative to the {winds_of(plan.sources)}",
         "clipped": list(plan.clip),
         "masked_beyond": list(plan.mask_beyond),
         "source_grids": [list(source.shape) for source in catalogue.grids],
@@ -120,13 +120,9 @@ def _require_begun_by(path: Path, plan: Plan) -> None:
 
 def _require_axes(catalogue: Catalogue, plan: Plan) -> None:
     """Winds along a grid's axes can be turned."""
-    number, along = catalogue.grid_of["u"], _source_of("u", catalogue, plan).winds
+    number, along = catalogue.grid_of["u"], winds_of(plan.sources)
     if along == "grid" and (catalogue.grids[number].lat.ndim == 1 or number != catalogue.grid_of["v"]):
         raise DataError("--winds grid is for u and v on one curvilinear grid; along latitudes and longitudes they are `earth`.")
-
-
-def _source_of(name: str, catalogue: Catalogue, plan: Plan) -> Source:
-    return plan.sources[catalogue.source_of[catalogue.grid_of[name]]]
 
 
 def _regridder(number: int, catalogue: Catalogue, plan: Plan) -> tuple[regrid.Regridder, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.prepare.grids.grid import Grid
-from data.prepare.sources.source import Source, written_down
+from data.prepare.sources.source import Source, files_of, written_down
 from data.prepare.sources.spellings import DEW_POINT
 from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents, restored
 
@@ -49,8 +49,7 @@ class Plan:
 
     @property
     def files(self) -> list[Path]:
-        """Of all sources, in their order."""
-        return [file for source in self.sources for file in source.files]
+        return files_of(self.sources)
 
     @property
     def contents(self) -> Contents:

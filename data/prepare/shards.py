@@ -22,7 +22,7 @@ from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
 from data.prepare.plan import PLAN, Scan, defined_in
 from data.prepare.reader import Reader
-from data.prepare.sources.source import sources_in
+from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.sources.spellings import read_as
 from data.prepare.waiting import WAITING
 from data.store import layout, writing
@@ -92,7 +92,7 @@ def job_of(path: Path) -> _Job:
         scan,
         plan["clip"],
         plan["mask_beyond"],
-        next(source.winds for source in sources_in(plan) if "u" in source.fields),
+        winds_of(sources_in(plan)),
         open_store(Path(plan["base"])) if "base" in plan else None,
     )
 

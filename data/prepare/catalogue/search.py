@@ -14,7 +14,7 @@ from data.prepare.catalogue.headers import Header, read_header
 from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.sources.files import grid_of, opened, spelling
 from data.prepare.sources.hours import PIECES
-from data.prepare.sources.source import Source
+from data.prepare.sources.source import Source, files_of
 from data.prepare.sources.spellings import DEW_POINT, read_as
 from data.prepare.sources.times import Dimensions, dimensions_of, hours_of
 from data.prepare.sources.units import require_known_unit
@@ -52,7 +52,7 @@ class _Found:
 
     def __init__(self, sources: tuple[Source, ...], become: dict[str, Variable]) -> None:
         self.sources, self.become = sources, become
-        self.files = [file for source in sources for file in source.files]
+        self.files = files_of(sources)
         self.grids: list[Grid] = []
         self.source_of: list[int] = []  # grid -> number of its source
         self.grid_of: dict[str, int] = {}

@@ -100,6 +100,16 @@ def read_sources(path: Path, defined: tuple[Variable, ...]) -> tuple[Source, ...
     return sources
 
 
+def files_of(sources: Iterable[Source]) -> list[Path]:
+    """Of all sources, in their order."""
+    return [file for source in sources for file in source.files]
+
+
+def winds_of(sources: Iterable[Source]) -> str:
+    """How the winds lie: u and v along a grid are of one source."""
+    return next(source.winds for source in sources if "u" in source.fields)
+
+
 def require_wind(fields: Iterable[str], where: str) -> None:
     """
     Raises:
