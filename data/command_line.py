@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # nobody reads what is printed any more
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,20 @@ class Command:
     summary: str
 
 
+def open_streams() -> None:
+    """Give standard streams that were closed, as by `2>&-`, a place to go to: Python itself has None for them."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as the process
+
+
 def run_command(package: str, description: str, commands: dict[str, Command], argv: list[str]) -> int:
     """Run `python -m PACKAGE ARGV`; the exit code.
 
     Args:
         commands: by name, of one word or two ("wind-scan compare").
     """
+    open_streams()
     two_words = " ".join(argv[:2])
     name, own = (two_words, argv[2:]) if two_words in commands else (argv[0] if argv else "", argv[1:])
     if name not in commands:
@@ -60,6 +70,9 @@ def _run(module: Any, options: argparse.Namespace) -> int | None:
     try:
         code: int | None = module.run(options)
         return code
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more at its end
+        return EXIT_UNREAD
     except (Refusal, OSError) as error:
         if options.debug:
             raise

@@ -2,8 +2,9 @@
 
 Locks of the system (flock) are absent on some parallel file systems, seen by one node only on others, and survive a dead
 node on NFS. This one needs nothing but that a file can be created once (O_EXCL). An owner on this host is alive while its
-process is; one elsewhere while its file keeps changing. What is dead is taken over; an owner who finds its file replaced
-ends at once, so that two never write.
+process is. One elsewhere is alive while its file changes, as seen on the monotonic clock of whoever looks: clocks of two
+hosts are never compared. What is dead is taken over. An owner whose file has gone, or is another's, ends at once, so that
+two never write. A lock belongs to the directory that it was made in: in a copy of it, it holds nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,45 +42,56 @@ class Owner:
     started: str  # ticks since boot, of the process: numbers of processes are used again
     system: str  # boot and process namespace: where `process` means anything
     token: str
+    place: str = ""  # device and number of the directory, where `system` is the same
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
 
 
-def hold(path: Path, patience_s: float = 2 * STALE_S) -> Held:
+def hold(path: Path, patience_s: float = 2 * STALE_S, vital: bool = True) -> Held:
     """Become the owner of `path`, which is created; wait for an owner on another host that may be dead.
+
+    Args:
+        vital: the process ends when it loses the lock; else it only stops to hold it.
 
     Raises:
         Busy: its owner is alive.
         OSError: the directory cannot be written.
     """
-    owner = _myself()
-    deadline = time.monotonic() + patience_s
-    seen: tuple[str, float] | None = None
+    owner = _myself(path)
+    deadline, told = time.monotonic() + patience_s, False
     while True:
         try:
             descriptor = os.open(path, CREATE_ONCE, 0o644)
         except FileExistsError:
-            seen = _require_dead(path, seen, deadline)
+            content = _text(path)
+            alive = None if content is None else _is_alive(path, content)
+            if alive is None and time.monotonic() < deadline:
+                if content is not None and not told:
+                    told = True
+                    log.info("waiting up to %.0f s for %s, which may be dead, to let go of %s", STALE_S, _who(content), path)
+                time.sleep(0.1 if content is None else min(1.0, STALE_S / 10))
+            elif alive is False and content is not None:
+                _take_away(path, content)
+            else:
+                raise Busy(_who(content)) from None
             continue
-        _sign(descriptor, owner)
-        return Held(path, owner)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(asdict(owner)))
+        return Held(path, owner, vital)
 
 
 def holder(path: Path) -> str | None:
-    """Who holds `path` now, if its owner seems alive; only looks, and needs no right to write."""
-    try:
-        content, age = _look(path)
-    except FileNotFoundError:
-        return None
-    owner = _parse(content)
-    alive = _is_alive(owner)
-    if alive is None:
-        alive = age < STALE_S
-    return str(owner or path) if alive else None
+    """Who holds `path`, unless it is known to be dead; only looks, and needs no right to write.
+
+    An owner on another host is known to be dead once this process has seen its file unchanged for STALE_S.
+    """
+    content = _text(path)
+    return None if content is None or _is_alive(path, content) is False else _who(content)
 
 
 _HELD: set[Held] = set()
+_SEEN: dict[Path, tuple[str, float]] = {}  # how a file looked, and since when
 
 
 def let_go() -> None:
@@ -89,11 +100,17 @@ def let_go() -> None:
         held.close()
 
 
+def require_held() -> None:
+    """End this process if it has lost a lock that is vital; for whoever is about to write."""
+    for held in list(_HELD):
+        held.require()
+
+
 class Held:
     """A lock of this process, until `close`; its heartbeat is a thread."""
 
-    def __init__(self, path: Path, owner: Owner) -> None:
-        self.path, self.owner = path, owner
+    def __init__(self, path: Path, owner: Owner, vital: bool) -> None:
+        self.path, self.owner, self._vital = path, owner, vital
         _HELD.add(self)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
@@ -115,132 +132,68 @@ class Held:
         except OSError as error:  # the directory has gone, or its file system: nobody can be kept out any more
             log.debug("lock %s is left: %s", self.path, error)
 
-    def _is_mine(self) -> bool:
-        return _parse(_text(self.path)) == self.owner
+    def require(self) -> None:
+        """End this process if a vital lock is no longer its own.
 
-    def _create_again(self) -> None:
-        descriptor = os.open(self.path, CREATE_ONCE, 0o644)
+        Raises:
+            OSError: the file system does not answer.
+        """
+        if not self._vital or self._is_mine() or self._closed.is_set():
+            return
+        told = (
+            f"{self.path} is no longer that of {self.owner}: its directory was moved or removed, or another process took "
+            "over while this one stood still. Ending at once, so that two never write."
+        )
         try:
-            _sign(descriptor, self.owner)
-        except OSError:  # a full disk must not leave a file that is nobody's
-            self.path.unlink()
-            raise
+            print(told, file=sys.stderr, flush=True)
+        finally:  # also where the terminal has gone
+            os._exit(EXIT_ROBBED)
+
+    def _is_mine(self) -> bool:
+        content = _text(self.path)
+        return content is not None and _parse(content) == self.owner
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
             try:
-                if not self.path.exists():  # somebody tidied up
-                    self._create_again()
-                if not self._is_mine():
-                    print(
-                        f"{self.path} was taken over while {self.owner} stood still: ending at once, so that two never write.",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    os._exit(EXIT_ROBBED)
+                self.require()
                 os.utime(self.path)
+            except FileNotFoundError:
+                continue
             except OSError as error:  # a server that is away for a moment; the next beat tries again
                 log.debug("lock %s: %s", self.path, error)
 
 
-def _require_dead(path: Path, seen: tuple[str, float] | None, deadline: float) -> tuple[str, float] | None:
-    """Take a dead owner's file away, or wait a moment for one who may be dead.
-
-    Returns:
-        (what the file looked like, since when), for the next look.
-
-    Raises:
-        Busy: the owner is alive.
-    """
-    try:
-        content, age = _look(path)
-    except FileNotFoundError:
-        return None
-    owner = _parse(content)
-    alive, now = _is_alive(owner), time.monotonic()
-    if alive is None:  # on another host: nobody's clock is trusted, only whether the file changes
-        try:
-            look = f"{content}{path.stat().st_mtime_ns}"
-        except FileNotFoundError:  # just let go
-            return None
-        if seen is not None and seen[0] != look:
-            alive = True
-        elif age > STALE_S or (seen is not None and now - seen[1] > STALE_S):
-            alive = False
-        elif now < deadline:
-            if seen is None:
-                log.info("waiting up to %.0f s for %s, which may be dead, to let go of %s", STALE_S, owner or "a writer", path)
-            time.sleep(1.0)
-            return seen or (look, now)
-        else:
-            alive = True
-    if alive:
-        raise Busy(str(owner or f"somebody who is just creating {path}"))
-    if _take_away(path, content):
-        log.info("WARNING: %s was left by %s, which is dead: taken over", path, owner or "a writer")
-    return None
-
-
-def _take_away(path: Path, content: str) -> bool:
-    """Remove exactly the file that was judged dead; of several who try, one at a time, so that none removes a new owner's.
-
-    Returns:
-        Whether it was this one who removed it.
-    """
+def _take_away(path: Path, content: str) -> None:
+    """Remove exactly the file that was judged dead; of several who try, one at a time, so that none removes a new owner's."""
     guard = path.with_name(path.name + ".takeover")
     try:
         os.close(os.open(guard, CREATE_ONCE, 0o644))
     except FileExistsError:
         time.sleep(0.1)
-        with suppress(FileNotFoundError):
-            if _look(guard)[1] > STALE_S:  # of one who died in between
-                guard.unlink()
-        return False
+        if _unchanged(guard, "")[0] > STALE_S:  # of one who died in between
+            guard.unlink(missing_ok=True)
+        return
     try:
-        if _text(path) != content:
-            return False
-        path.unlink()
+        if _text(path) == content:
+            path.unlink()
+            log.info("WARNING: %s was left by %s, which is dead: taken over", path, _who(content))
     except FileNotFoundError:
-        return False
+        return
     finally:
         guard.unlink(missing_ok=True)
-    return True
 
 
-def _look(path: Path) -> tuple[str, float]:
-    """Content of a lock file, and its age by the file system's own clock where that can be asked."""
-    content, touched = _text(path), path.stat().st_mtime
-    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.now")
-    try:
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-    except OSError:  # only looking, without the right to write
-        now = time.time()
-    return content, now - touched
-
-
-def _sign(descriptor: int, owner: Owner) -> None:
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(asdict(owner)))
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _parse(content: str) -> Owner | None:
-    """None for a file that is just being written, or is not ours."""
-    try:
-        return Owner(**json.loads(content))
-    except (ValueError, TypeError):
-        return None
-
-
-def _is_alive(owner: Owner | None) -> bool | None:
-    """None where only the heartbeat can tell."""
+def _is_alive(path: Path, content: str) -> bool | None:
+    """None where only the heartbeat can tell, and has not been watched for long enough."""
+    owner = _parse(content)
     if owner is None or owner.system != _system():
-        return None
+        seconds, changed = _unchanged(path, content)
+        if seconds > STALE_S:
+            return False
+        return True if changed else None
+    if owner.place and owner.place != _place(path):  # a copy of the lock of another directory
+        return False
     started = _started(owner.process)
     if started is None:
         try:
@@ -252,8 +205,49 @@ def _is_alive(owner: Owner | None) -> bool | None:
     return started == owner.started
 
 
-def _myself() -> Owner:
-    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _system(), uuid.uuid4().hex)
+def _unchanged(path: Path, content: str) -> tuple[float, bool]:
+    """Seconds for which this process has seen a file look the same, and whether it has just changed."""
+    try:
+        look = f"{content}{path.stat().st_mtime_ns}"
+    except FileNotFoundError:
+        look = ""
+    now = time.monotonic()
+    before, since = _SEEN.get(path, (look, now))
+    if before != look:
+        since = now
+    _SEEN[path] = look, since
+    return now - since, before != look
+
+
+def _text(path: Path) -> str | None:
+    """None where there is no file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _who(content: str | None) -> str:
+    owner = None if content is None else _parse(content)
+    return str(owner or "somebody who is just creating it")
+
+
+def _parse(content: str) -> Owner | None:
+    """None for a file that is just being written, or is not ours."""
+    try:
+        return Owner(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _myself(path: Path) -> Owner:
+    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _system(), uuid.uuid4().hex, _place(path))
+
+
+def _place(path: Path) -> str:
+    """The directory of a lock, whatever it is called."""
+    about = path.parent.stat()
+    return f"{about.st_dev}:{about.st_ino}"
 
 
 def _system() -> str:

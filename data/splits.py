@@ -39,6 +39,13 @@ def hours_of(store: Store, name: str, days: Days) -> Hours:
             ends = [day.astype(store.times.dtype) for day in (np.datetime64(first, "D"), np.datetime64(last, "D") + 1)]
         except ValueError as error:
             raise DataError(f"split '{name}': {first} .. {last} are no days: write them as 2013-01-01.") from error
+        whole = store.times[-1] + np.timedelta64(1, "h")  # where the hours of the store end
+        if ends[0] < whole < ends[1]:
+            last_day = whole.astype("datetime64[D]") - 1
+            raise DataError(
+                f"split '{name}': {first} .. {last} goes beyond {store.path}, which ends at {store.times[-1]}: hours that are "
+                f"appended later would change it. Write {last_day}, the last whole day, or an earlier one."
+            )
         start, stop = (int(place) for place in np.searchsorted(store.times, ends))
         if start >= stop:
             span = f"{store.times[0]} .. {store.times[-1]}"

@@ -42,11 +42,20 @@ trap 'rm -f "$TOPOFLOW_ERROR_FILE"' EXIT
 # told themselves. They finish their step and save; told again, they end at once.
 set -m
 runner= stopped=
+ranks_of_runner() { # by /proc, since images without procps have no pgrep; the parent is the second field after the name
+  local stat line fields
+  for stat in /proc/[0-9]*/stat; do
+    read -r line 2>/dev/null <"$stat" || continue
+    read -r -a fields <<<"${line##*) }"
+    [ "${fields[1]}" != "$runner" ] || printf '%s ' "${line%% *}"
+  done
+}
 tell() {
   stopped=1
   [ -n "$runner" ] || return 0
   for _ in $(seq 100); do
-    children=$(pgrep -P "$runner") && break
+    children=$(ranks_of_runner)
+    [ -z "$children" ] || break
     kill -0 "$runner" 2>/dev/null || return 0
     sleep 0.1 # it has not started its ranks yet
   done

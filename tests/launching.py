@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
+    """Be one of several processes of a launcher."""
+    for name, number in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, str(number))
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from data.command_line import Command, run_command
+from data.command_line import EXIT_REFUSED, Command, open_streams, run_command
+from trainer.process.failure import quieten
+from trainer.process.ranks import LaunchError, world
 
 COMMANDS = {
     "train": Command("trainer.commands.train", "train, or continue a run (usually `deepspeed trainer/train.py`)"),
@@ -23,6 +25,13 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
+    """Run a command; of several processes of a launcher the first one talks."""
+    open_streams()
+    try:
+        quieten(world().rank)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
     return run_command("trainer", "Train, score and draw air-quality forecasters.", COMMANDS, argv)
 
 

@@ -123,10 +123,16 @@ class Telemetry(Section):
 
 
 class InitFrom(Section):
-    """Foreign weights to start from; they load completely or not at all."""
+    """Weights to start from: of a run, an export or a foreign file; they load completely or not at all."""
 
     path: LocalPath
-    allow_missing: list[str] = []
+    raw: bool = Field(False, description="the weights themselves, also where a running mean of them is kept")
+    take: str | None = Field(None, description="the name of the set to take from a file that holds several")
+    channels: Literal["published", "configured"] | list[str] | None = Field(
+        None, description="their order in a file that does not say: the published one, that of data.inputs, or a list"
+    )
+    allow_missing: list[str] = Field([], description="last parts of names of parameters that need not be there")
+    allow_change: list[str] = Field([], description="keys, as wind_scan.mode, in which the weights may be made otherwise")
 
 
 class Spikes(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from data import DataError
 from data.strict import parse_yaml
 from trainer.config import ConfigError, Run
 
+log = logging.getLogger("trainer")
 # What users of other trainers write.
 SYNONYMS = {
     "learning_rate": "optimizer.lr",
@@ -44,7 +46,18 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Run:
         raise ConfigError(str(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping of keys, see launch/configs/demo.yaml.")
+    _mean_own_directory(path, tree)
     return validate(tree, str(path), overrides)
+
+
+def _mean_own_directory(path: Path, tree: dict[str, Any]) -> None:
+    """The configuration that lies in a run directory is that of this run, also where the directory was moved or copied."""
+    folder = path.absolute().parent
+    if path.name != "config.yaml" or not (folder / "run.json").exists():
+        return
+    if Path(str(tree.get("run_dir"))).absolute() != folder:
+        log.info("run_dir is %s, where %s lies, not %s", folder, path.name, tree.get("run_dir"))
+    tree["run_dir"] = str(folder)
 
 
 def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = None) -> Run:

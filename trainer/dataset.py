@@ -69,7 +69,7 @@ class Dataset:
         """What a validation loss is a loss on."""
         data = self.run.data
         leads, targets = ", ".join(map(str, data.lead_hours)), ", ".join(data.targets)
-        content = self.store.fingerprint[:16] + self.store.chosen[:16]
+        content = self.store.origin[:16] + self.store.chosen[:16]
         return f"{content}: {self.run.validation.samples} samples, {leads} h, {targets}"
 
     def fingerprints(self) -> dict[str, str]:

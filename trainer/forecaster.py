@@ -14,13 +14,15 @@ from data import DataError
 from data.batch import Batch
 from data.channels import surroundings
 from data.samples import SampleIndex
-from trainer.checkpoint import loading, store
 from trainer.checkpoint.manifest import CheckpointError, Manifest
 from trainer.config import Run
 from trainer.config_file import validate
 from trainer.dataset import Dataset, open_dataset
-from trainer.foreign.report import match
-from trainer.model.topoflow import START_AT_ZERO, TopoFlow
+from trainer.model.topoflow import TopoFlow
+from trainer.process.launch import device_of
+from trainer.process.ranks import world
+from trainer.weights.fit import network_of
+from trainer.weights.reading import read
 
 
 @dataclass
@@ -30,13 +32,13 @@ class Forecaster:
     model: TopoFlow
     checkpoint: Path
     manifest: Manifest
-    averaged: bool = False  # the running mean of the weights
+    which: str  # of the weights: as trained, or their running mean
 
 
 def load_forecaster(
     run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None, raw: bool = False
 ) -> Forecaster:
-    """Rebuild the network of a checkpoint (default: the newest of `run_dir`) with the statistics it was trained with.
+    """Rebuild the network of a checkpoint (default: the newest whole one of `run_dir`) with the data it was trained on.
 
     Args:
         overrides: `key=value`, as data.store=PATH for a store that has moved.
@@ -46,32 +48,24 @@ def load_forecaster(
         CheckpointError: none there, damaged, or the store or wind-scan cache is no longer the one it was trained on.
         DataError: the store or the cache cannot be opened.
     """
-    found = checkpoint or store.newest(run_dir)
-    if found is None:
-        raise CheckpointError(f"no checkpoint in {run_dir}. Train one first, or name another run directory.")
-    manifest = store.manifest(found)
-    run = validate(manifest.config, str(found / "manifest.json"), overrides)
+    weights = read(checkpoint or run_dir, raw)
+    if weights.loaded is None:
+        raise CheckpointError(f"{checkpoint or run_dir} is no checkpoint of a run: name a run, or one of its checkpoints.")
+    found, manifest = weights.loaded.path, weights.loaded.manifest
+    run = validate(dict(manifest.config), str(found / "manifest.json"), overrides)
     run = run.model_copy(update={"run_dir": run_dir.absolute()})  # it may have moved since
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
-    dataset = open_dataset(run, device)
+    dataset = open_dataset(run, device_of(world()))
     for name, value in dataset.fingerprints().items():
         then = manifest.fingerprints.get(name, "none")
-        if then != value and not (name == "data" and then in dataset.store.earlier):
+        if then != value and not (name == "data" and dataset.store.continues(then)):
             raise CheckpointError(
                 f"{found} was trained with {name} {then[:12]}, {value[:12]} is there now: its forecasts "
                 "would be de-normalised or ordered wrongly."
             )
     if not (run_dir / surroundings.FILE).exists() and os.access(run_dir, os.W_OK):  # of a run of an older version
         surroundings.keep(dataset.store, dataset.scan, run_dir / surroundings.FILE)
-    model = TopoFlow(run.architecture())
-    with store.reading(found):
-        averaged = run.ema is not None and not raw
-        weights = loading.load_averaged(found) if averaged else loading.load_weights(found)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    _, report = match(str(found), weights, expected, [], START_AT_ZERO)
-    report.refuse_unless_complete()
-    model.load_state_dict(weights)
-    return Forecaster(run, dataset, model.to(device).eval(), found, manifest, averaged)
+    model = network_of(weights, run)[0].to(dataset.device).eval()
+    return Forecaster(run, dataset, model, found, manifest, weights.taken)
 
 
 @torch.no_grad()
@@ -91,19 +85,35 @@ def forecast(forecaster: Forecaster, hour: int, lead_hours: list[int]) -> tuple[
     index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
     raw = next(forecaster.dataset.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
     batch, _, arguments = forecaster.dataset.prepare(raw)
-    return batch, forecaster.dataset.normalizer.physical(forecaster.model(*arguments).float())
+    return batch, forecaster.dataset.normalizer.physical(finite(forecaster.model(*arguments).float(), "the forecast"))
+
+
+def finite(forecast: Tensor, what: str) -> Tensor:
+    """The forecast, if it is one.
+
+    Raises:
+        DataError: it has values that are not finite.
+    """
+    if not torch.isfinite(forecast).all():
+        raise DataError(
+            f"{what} is not finite: the weights are, or the network overflows. Take an earlier checkpoint with --checkpoint."
+        )
+    return forecast
 
 
 def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None = None) -> str:
     """Why no forecast can start at time index `hour`; empty where one can. The truth need not be there."""
     store, leads = forecaster.dataset.store, lead_hours or forecaster.run.data.lead_hours
-    for read in forecaster.dataset.normalizer.reads:
-        for at in [hour + lead for lead in leads] if read.back is None else [hour - read.back]:
+    for each in forecaster.dataset.normalizer.reads:
+        for at in [hour + lead for lead in leads] if each.back is None else [hour - each.back]:
             if not 0 <= at < len(store.times):
                 when = store.times[0] + np.timedelta64(at, "h")
-                return f"{store.path} spans {store.times[0]} .. {store.times[-1]}; {read.key} at {when} must lie inside"
-            if (store.missing[read.group][at] >= 1.0).all():
-                return f"{store.path}: {read.group} at {store.times[at]} is wholly missing"
+                return f"{store.path} spans {store.times[0]} .. {store.times[-1]}; {each.key} at {when} must lie inside"
+            if (store.missing[each.group][at] >= 1.0).all():
+                return f"{store.path}: {each.group} at {store.times[at]} is wholly missing"
+    scan, mode = forecaster.dataset.scan, forecaster.run.wind_scan.mode
+    if scan is not None and not scan.usable(mode)[hour]:
+        return f"{scan.path} knows no wind at {store.times[hour]}"
     return ""
 
 

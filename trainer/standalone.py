@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data import DataError
@@ -23,47 +21,43 @@ from data.store.layout import Store
 from data.variables import Variable
 from data.wind_scan.cache import without_wind
 from data.wind_scan.orders import beyond_the_domain, sector_codes
-from trainer.checkpoint import loading, store
-from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError, sha256_of
 from trainer.config import Run
 from trainer.config_file import validate
 from trainer.dataset import Dataset
-from trainer.foreign.report import match
-from trainer.model.topoflow import START_AT_ZERO, TopoFlow, patch_mean
+from trainer.forecaster import finite
+from trainer.model.topoflow import TopoFlow, patch_mean
+from trainer.process.launch import device_of
+from trainer.process.ranks import world
+from trainer.weights.fit import network_of
+from trainer.weights.reading import read
 
 OTHER_NAMES = {"latitude": "lat", "longitude": "lon", "valid_time": "time"}
 
 
 def load_forecaster(path: str | Path) -> StandaloneForecaster:
-    """A trained network from a run directory (its newest checkpoint), or from an export `FILE.safetensors`.
+    """A trained network from a run directory (its newest checkpoint), one checkpoint, or an export `FILE.safetensors`.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
-        DataError: what was kept of the store beside it is absent or damaged.
+        DataError: what was kept of the store beside it is absent, damaged, or of other data.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        config, weights, source = described["config"], load_file(path), f"{path.name}, step {described['step']}"
-        kept = [path.with_suffix(f".{name}") for name in (surroundings.FILE, climatology.FILE)]
-    else:
-        found = store.newest(path)
-        if found is None:
-            raise CheckpointError(f"no checkpoint in {path}. Train one first, or name another run directory.")
-        config, step = store.manifest(found).config, store.manifest(found).step
-        with store.reading(found):
-            averaged = config.get("ema") is not None
-            weights = loading.load_averaged(found) if averaged else loading.load_weights(found)
-        source, kept = f"{found.name} of {path.name}, step {step}", [path / surroundings.FILE, path / climatology.FILE]
-    run = validate(config, str(path))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = TopoFlow(run.architecture())
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    weights = {name: tensor.reshape(expected.get(name, tensor.shape)) for name, tensor in weights.items()}
-    _, report = match(str(path), weights, expected, [], START_AT_ZERO)
-    report.refuse_unless_complete()
-    network.load_state_dict(weights)
-    return StandaloneForecaster(run, network.to(device).eval(), kept[0], kept[1], device, source)
+    weights = read(path)
+    record = weights.record
+    if record is None or path.suffix == ".ckpt":
+        raise CheckpointError(f"{path} is neither a run nor an export of ours: use `python -m trainer checkpoint export`.")
+    run = validate(dict(record.config), str(path))
+    network = network_of(weights, run)[0].to(device_of(world())).eval()
+    names = (surroundings.FILE, climatology.FILE)
+    exported = weights.loaded is None
+    run_dir = path if weights.loaded is None else weights.loaded.path.resolve().parent.parent
+    kept = [path.with_suffix(f".{name}") if exported else run_dir / name for name in names]
+    for file, name in zip(kept, names, strict=True):
+        if exported and (sha256_of(file) if file.exists() else None) != record.files.get(name):
+            raise DataError(f"{file} is not what was exported with {path.name}: copy it again from beside the export.")
+    source = f"{weights.source}, step {record.step}, weights {weights.taken}"
+    return StandaloneForecaster(run, network, kept[0], kept[1], record.fingerprints["data"], device_of(world()), source)
 
 
 @dataclass
@@ -74,6 +68,7 @@ class StandaloneForecaster:
     network: TopoFlow
     surroundings: Path
     climatology: Path
+    data: str  # fingerprint of what it was trained on
     device: torch.device
     source: str
 
@@ -97,6 +92,8 @@ class StandaloneForecaster:
         if unknown:
             raise DataError(f"the run was trained for {self.run.data.lead_hours} h, not for {unknown} h.")
         kept, scan = surroundings.restore(self.surroundings)
+        if not kept.continues(self.data):
+            raise DataError(f"{self.surroundings} is of other data than the network was trained on: bring back its own.")
         hours = _Hours(analyses.rename({a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a}), kept)
         at = replace(kept, times=hours.axis)
         normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
@@ -120,7 +117,8 @@ class StandaloneForecaster:
         ranks = torch.from_numpy(self._ranks(dataset, hours, start)).expand(len(leads), -1)
         batch = Batch(fields, torch.full(shape, torch.nan), numbers, ranks, t, t + lead, 0, torch.ones(len(leads)).bool())
         _, _, arguments = dataset.prepare(batch)
-        return dataset.normalizer.physical(self.network(*arguments).float()).cpu().numpy()
+        forecast = finite(self.network(*arguments).float(), f"the forecast from {hours.axis[start]}")
+        return dataset.normalizer.physical(forecast).cpu().numpy()
 
     def _ranks(self, dataset: Dataset, hours: _Hours, start: int) -> np.ndarray:
         mode, scan = self.run.wind_scan.mode, dataset.scan

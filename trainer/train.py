@@ -11,9 +11,6 @@ import sys
 
 import torch
 
-from trainer.baselines import blend
-from trainer.checkpoint.consistency import on_main
-from trainer.checkpoint.store import committed
 from trainer.dataset import Dataset, open_dataset
 from trainer.engine import build_engine, freeze, resolve_deepspeed
 from trainer.model.topoflow import TopoFlow
@@ -44,7 +41,7 @@ def train(job: Job) -> bool:
     samples, held_out = dataset.index("train"), dataset.index("validation")
     network = new_network(dataset)
     present = start.describe(run, dataset, network, deepspeed, world.size)
-    begun = start.begin(run, network, present, job.options.allow_change, dataset.store.earlier)
+    begun = start.begin(dataset, network, present, job.options.allow_change)
     engine = build_engine(network, run, deepspeed)
     start.load(engine, begun)
 
@@ -98,8 +95,6 @@ def new_network(dataset: Dataset) -> TopoFlow:
     torch.manual_seed(run.seed)
     network = TopoFlow(run.architecture()).to(dataset.device)
     freeze(network, run)
-    if run.model.predict == "change" and not committed(run.run_dir):
-        on_main(lambda: blend.fit(network, dataset))
     return network
 
 

@@ -57,7 +57,7 @@ def kept(store: Store, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: what is kept there is not what was measured.
     """
-    path, identity = run_dir / FILE, f"{store.fingerprint if not store.earlier else store.earlier[0]} {store.chosen}"
+    path, identity = run_dir / FILE, f"{store.origin} {store.chosen}"
     if path.exists():
         means, months, of = read(path)
         if of == identity:

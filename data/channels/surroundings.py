@@ -32,6 +32,7 @@ def keep(store: Store, scan: ScanCache | None, path: Path) -> None:
         "variables": [asdict(variable) for variable in held],
         "statistics": store.statistics,
         "fingerprint": store.fingerprint,
+        "earlier": list(store.earlier),
         "geometry": None if scan is None else asdict(scan.geometry),
         "orders_hash": None if scan is None else scan.orders_hash,
     }
@@ -89,6 +90,7 @@ def _store(about: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> 
         provenance={},
         content="",
         fingerprint=about["fingerprint"],
+        earlier=tuple(about.get("earlier", ())),
     )
 
 

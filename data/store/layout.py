@@ -60,6 +60,15 @@ class Store:
     def grid(self) -> tuple[int, int]:
         return len(self.lat), len(self.lon)
 
+    @property
+    def origin(self) -> str:
+        """Fingerprint of what it was before anything was appended: one name for the same data at any length."""
+        return (*self.earlier, self.fingerprint)[0]
+
+    def continues(self, fingerprint: str) -> bool:
+        """THE question of lineage: is this the data of that fingerprint, or the same with later hours appended?"""
+        return fingerprint in (*self.earlier, self.fingerprint)
+
     def shard_hashes(self) -> dict[str, str]:
         """GROUP/NUMBER of every shard -> sha256 of its file when it was written.
 

@@ -260,7 +260,7 @@ def _known_codes(path: Path, store: Store, geometry: Geometry) -> np.ndarray:
     if not store.earlier or not path.exists():
         return nothing
     manifest, before = _read_manifest(path, "Build it again."), read_orders(path)[0]
-    if manifest["store_fingerprint"] not in store.earlier or before != geometry:
+    if not store.continues(manifest["store_fingerprint"]) or before != geometry:
         return nothing
     codes = np.load(path / "sectors.npy", allow_pickle=False)
     if hashlib.sha256(codes.tobytes()).hexdigest() != manifest["sectors_sha256"]:

@@ -46,7 +46,7 @@ from trainer.run.telemetry import Telemetry
 
 FAILING: dict[str, tuple[Any, str]] = {
     "lock": (locks, "hold"),
-    "import": (start, "import_weights"),
+    "import": (start, "fit"),
     "manifest": (store, "look"),
     "configuration": (description, "dump"),
     "telemetry": (Telemetry, "_open"),
@@ -125,7 +125,7 @@ def bytes_read() -> int:
     return int(found[1])
 
 
-def run_job(job: dict[str, Any], world: launch.World) -> None:
+def run_job(job: dict[str, Any], world: launch.Joined) -> None:
     options = parse(job["arguments"])
     run = load(options.config, options.overrides)
     if job.get("run_dir_of_rank"):
@@ -154,7 +154,7 @@ def run_job(job: dict[str, Any], world: launch.World) -> None:
 
 
 if __name__ == "__main__":
-    quieten(find_ranks(os.environ)[0])
+    quieten(find_ranks(os.environ).rank)
     joined = launch.join(2.0)
     for one in json.loads(sys.argv[1]):
         run_job(one, joined)

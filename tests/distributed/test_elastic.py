@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from data.wind_scan.cache import ScanCache
 from tests.launching import losses, tiny_config, train, train_several
+from trainer.checkpoint import store
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(config: Path, da
     run = config.parent / "damaged"
     if not run.exists():
         finish(train(config, f"run_dir={run}", "steps=12", ranks=1, zero="0"))
-    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    checkpoints = [found.path for found in store.look(run)]
     newest = checkpoints[-1]
     victim = max(newest.rglob("*.safetensors"), key=lambda f: f.stat().st_size)
     content = bytearray(victim.read_bytes())
@@ -104,6 +105,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(config: Path, da
     said = finish(train(config, f"run_dir={run}", "steps=12", ranks=1, zero="0"))
     assert f"{newest} is damaged and skipped" in said
     assert f"resumed from {checkpoints[-2]}" in said
+    assert f"{newest} is not continued, and is called {newest.name}.aside-" in said
     assert len(losses(run)) == 12
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from data.wind_scan.cache import ScanCache
 from tests.launching import manifest, module, tiny_config, train, train_several
+from trainer.checkpoint.record import read_header, write_tensors
 from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
 
@@ -112,7 +113,9 @@ def test_f08_the_gate_names_a_scan_or_a_bias_that_the_weights_were_not_trained_w
     config: Path, recorded: tuple[Path, float]
 ) -> None:
     """The weights were trained with a regional scan; the run scans globally."""
-    said = fitting(gate(config, recorded, "wind_scan.mode=global"))
+    refused = gate(config, recorded, "wind_scan.mode=global")
+    assert "wind_scan.mode: regional recorded, global here" in refused
+    said = fitting(gate(config, recorded, "wind_scan.mode=global", "init_from.allow_change=[wind_scan.mode]"))
     assert any("with wind_scan.mode regional the loss is" in line for line in said)
 
 
@@ -120,14 +123,11 @@ def test_f08_the_gate_names_other_statistics_and_a_bias_that_cannot_act(
     config: Path, recorded: tuple[Path, float], tmp_path: Path
 ) -> None:
     """Weights with alpha 0, and a record that says they were trained with another mean of pm25."""
-    weights = load_file(recorded[0] / "weights.safetensors")
+    weights, record = load_file(recorded[0] / "weights.safetensors"), read_header(recorded[0] / "weights.safetensors")
+    assert record is not None
     weights["blocks.0.attn.elevation_alpha"].zero_()
-    save_file(weights, tmp_path / "weights.safetensors")
-    content = manifest(recorded[0])
-    record = {key: content[key] for key in ("statistics", "fingerprints")}
-    record |= {"step": 20, "val_step": 20, "val_loss": content["progress"]["val_loss"]}
-    record["statistics"]["pm25"]["mean"] += 1.0
-    (tmp_path / "recorded.json").write_text(json.dumps(record))
+    record.statistics["pm25"]["mean"] += 1.0
+    write_tensors(tmp_path / "weights.safetensors", weights, record)
     said = gate(config, (tmp_path, 9.0))
     assert fitting(said) == ["  - other statistics: ['pm25'] differ. THIS FITS"]
     assert re.search(r"without the elevation bias the loss is [0-9.]+: it cannot act", said)
@@ -221,6 +221,6 @@ def test_exports_come_back_to_the_bit(config: Path) -> None:
         again = load_file(back / "weights.safetensors")
         for key, value in again.items():
             assert torch.equal(value, original[key].view_as(value)), key
-    about = json.loads((config.parent / "model.json").read_text())
-    assert about["units"]["pm25"] == "ug m-3"
-    assert about["step"] == 4
+    about = read_header(config.parent / "model.safetensors")
+    assert about is not None
+    assert (about.step, about.which) == (4, "as trained")

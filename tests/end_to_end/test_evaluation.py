@@ -18,7 +18,7 @@ import xarray as xr
 from data import DataError
 from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
-from tests.launching import module, ranks_of, run, tiny_config, train
+from tests.launching import as_rank, module, ranks_of, run, tiny_config, train
 from trainer.dataset import open_climatology
 from trainer.forecaster import Forecaster, load_forecaster
 from trainer.report.page import page
@@ -66,9 +66,8 @@ def test_on_another_device_the_scores_are_made_on_the_host(forecaster: Forecaste
 
 def on_ranks(count: int, forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     """What rank 0 has after the others have done their share."""
-    monkeypatch.setenv("WORLD_SIZE", str(count))
     for rank in reversed(range(count)):
-        monkeypatch.setenv("RANK", str(rank))
+        as_rank(monkeypatch, rank, count)
         done = evaluate(forecaster, Options())
         assert (done is None) == (rank > 0)
     assert done is not None
@@ -138,8 +137,7 @@ def test_what_lies_outside_the_domain_changes_no_score(forecaster: Forecaster) -
 
 @pytest.mark.usefixtures("small")
 def test_pieces_of_another_evaluation_are_not_mixed_in(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    as_rank(monkeypatch, 1, 2)
     evaluate(forecaster, Options(utc_offset=0))
     whole = on_ranks(1, forecaster, monkeypatch)
     assert whole.scores["utc_offset"] == 8
@@ -149,7 +147,7 @@ def test_pieces_of_another_evaluation_are_not_mixed_in(forecaster: Forecaster, m
 def test_a_rank_that_does_not_come_is_named(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "SMALLEST", 16)
     monkeypatch.setattr(pieces, "WAIT_S", 0.2)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    as_rank(monkeypatch, 0, 2)
     with pytest.raises(evaluation.pieces.DataError, match=r"0001.npz did not come within 0 s; rank 1 has to write it"):
         evaluate(forecaster, Options())
 

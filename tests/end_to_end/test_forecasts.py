@@ -13,7 +13,7 @@ import xarray as xr
 from data import DataError
 from data.store.layout import Store
 from data.wind_scan.cache import ScanCache
-from tests.launching import module, tiny_config, train
+from tests.launching import as_rank, module, tiny_config, train
 from trainer.forecaster import Forecaster, forecast, load_forecaster
 from trainer.scores import series
 
@@ -67,10 +67,9 @@ def test_processes_share_the_starts_and_what_is_there_is_kept(
     out = tmp_path / "f.zarr"
     with pytest.raises(KeyboardInterrupt):
         list(series.write_series(forecaster, starts, out))
-    monkeypatch.setenv("WORLD_SIZE", "2")
     places = []
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
+    for rank in (1, 0):
+        as_rank(monkeypatch, rank, 2)
         places.append(list(series.write_series(forecaster, starts, out)))
     assert places == [[1, 3, 5, 7], [0, 2, 4, 6]]
     first = int((starts[0] - forecaster.dataset.store.times[0]).astype(int))

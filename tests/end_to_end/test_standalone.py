@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from safetensors.torch import load_file
 
 from data import DataError
 from data.store.layout import Store
@@ -17,6 +18,7 @@ from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
 from tests.launching import ROOT, module, run, tiny_config, train
 from trainer import load_forecaster
+from trainer.checkpoint.record import read_header, write_tensors
 from trainer.forecaster import forecast
 from trainer.forecaster import load_forecaster as load_with_store
 from trainer.standalone import StandaloneForecaster
@@ -92,14 +94,16 @@ def test_an_export_needs_neither_run_nor_store_nor_deepspeed(everything: Path, a
     out.parent.mkdir()
     done = module("trainer", "checkpoint", "export", str(everything / "checkpoints/latest"), "--to", str(out))
     assert done.returncode == 0, done.stderr
-    config = json.loads(out.with_suffix(".json").read_text())
-    config["config"]["data"]["store"] = "/gone/store.zarr"
-    out.with_suffix(".json").write_text(json.dumps(config))
+    record = read_header(out)
+    assert record is not None
+    record.config["data"]["store"] = "/gone/store.zarr"
+    write_tensors(out, load_file(out), record)
     analyses.to_netcdf(tmp_path / "analyses.nc")
     code = f"""
 import sys
 import xarray as xr
 from trainer import load_forecaster
+from trainer.checkpoint.record import read_header, write_tensors
 with xr.open_dataset({str(tmp_path / "analyses.nc")!r}) as analyses:
     load_forecaster({str(out)!r}).predict(analyses).to_netcdf({str(tmp_path / "forecasts.nc")!r})
 assert "deepspeed" not in sys.modules and "zarr" not in sys.modules

@@ -128,14 +128,17 @@ def skewed_clock() -> Iterator[Options]:
 
 @contextmanager
 def file_system_that_alters() -> Iterator[Options]:
-    read = network.loading.load
+    commit = network.saving.Saving.commit
 
-    def altered(path: Path) -> object:
-        named = read(path)
-        next(iter(named.weights.values())).add_(1e-3)
-        return named
+    def altered(self: network.saving.Saving) -> Path:
+        path = commit(self)
+        file = path / "weights.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-100] ^= 4
+        file.write_bytes(content)
+        return path
 
-    with mock.patch.object(network.loading, "load", altered):
+    with mock.patch.object(network.saving.Saving, "commit", altered):
         yield []
 
 

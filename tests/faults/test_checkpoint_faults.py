@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data.wind_scan.cache import ScanCache
 from tests.launching import arguments, losses, manifest, module, ranks_of, start_ranks, tiny_config, train
 from trainer.checkpoint import same_run, store
-from trainer.checkpoint.manifest import CheckpointError, FileRecord, Manifest, Memory, Progress, write
+from trainer.checkpoint.consistency import hash_tensors
+from trainer.checkpoint.manifest import CheckpointError, FileRecord, Manifest, Memory, Progress, sha256_of, write
+from trainer.checkpoint.state import WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +33,21 @@ def finished(config: Path) -> Path:
 
 
 def make(run_dir: Path, step: int, val_loss: float | None, **progress: object) -> Path:
+    """A checkpoint of a network of one parameter."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "data.bin").write_bytes(bytes([step % 256]) * 100)
-    record = FileRecord(bytes=100, sha256=hashlib.sha256((folder / "data.bin").read_bytes()).hexdigest())
+    file, tensors = folder / WEIGHTS_FILE, {"w": torch.tensor([1.0, step])}
+    save_file(tensors, file)
+    record = FileRecord(bytes=file.stat().st_size, sha256=sha256_of(file))
     about = {"step": step, "val_loss": val_loss, "val_step": -1 if val_loss is None else step, **progress}
     remembered = present().model_copy(update={"progress": Progress(**about)})  # type: ignore[arg-type]
-    write(Manifest(**dict(remembered), format=2, files={"data.bin": record}, tensors={}), folder / "manifest.json")
+    content = {"format": 2, "files": {str(WEIGHTS_FILE): record}, "tensors": hash_tensors(tensors.items())}
+    write(Manifest(**dict(remembered), **content), folder / "manifest.json")
     return folder
 
 
 def steps(run_dir: Path) -> list[int]:
-    return [store.manifest(c).step for c in store.committed(run_dir)]
+    return [found.step for found in store.look(run_dir)]
 
 
 def test_f33_retention_keeps_the_best_the_last_and_the_milestones(tmp_path: Path) -> None:
@@ -60,9 +66,9 @@ def test_f33_retention_trusts_neither_stale_nor_unfinite_losses_nor_damaged_chec
     tree = json.loads(stale.read_text())
     tree["progress"]["val_step"] = 25
     stale.write_text(json.dumps(tree))
-    (tmp_path / "checkpoints/step-00000040/data.bin").write_bytes(b"")
+    (tmp_path / "checkpoints/step-00000040" / WEIGHTS_FILE).write_bytes(b"")
     store.retain(tmp_path, keep_last=1, keep_every=None)
-    assert sorted(c.name for c in store.committed(tmp_path)) == ["step-00000020", "step-00000040", "step-00000050"]
+    assert sorted(found.path.name for found in store.look(tmp_path)) == ["step-00000020", "step-00000040", "step-00000050"]
 
 
 def test_f33_retention_leaves_a_checkpoint_that_is_being_read(tmp_path: Path) -> None:
@@ -79,14 +85,15 @@ def test_f33_retention_leaves_a_checkpoint_that_is_being_read(tmp_path: Path) ->
 
 def test_what_is_not_whole_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path, 10, 0.1)
+    file = folder / WEIGHTS_FILE
     assert store.verify(folder) == []
-    content = bytearray((folder / "data.bin").read_bytes())
+    content = bytearray(file.read_bytes())
     content[50] ^= 1
-    (folder / "data.bin").write_bytes(content)
-    assert store.verify(folder) == ["data.bin does not have the sha256 that was recorded"]
-    (folder / "data.bin").write_bytes(content[:60])
-    assert "has 60 bytes, 100 were written" in store.verify(folder)[0]
-    (folder / "data.bin").unlink()
+    file.write_bytes(content)
+    assert store.verify(folder) == ["weights.safetensors does not have the sha256 that was recorded"]
+    file.write_bytes(content[:60])
+    assert f"has 60 bytes, {len(content)} were written" in store.verify(folder)[0]
+    file.unlink()
     assert "has None bytes" in store.verify(folder)[0]
     (folder / "manifest.json").write_text('{"step": 1')
     assert "cannot be read" in store.verify(folder)[0]

@@ -33,6 +33,7 @@ from data.wind_scan.cache import ScanCache
 from tests.distributed.several import FAILING
 from tests.faults.test_checkpoint_faults import make
 from tests.faults.test_silent_faults import told
+from tests.importing import import_weights
 from tests.launching import (
     ROOT,
     Started,
@@ -50,19 +51,17 @@ from tests.launching import (
 from tests.launching import train as start_training
 from tests.unit.test_model import SMALL, randomised
 from trainer.__main__ import main as trainer_main
-from trainer.checkpoint import saving, state, store, zero
+from trainer.checkpoint import loading, saving, state, store, zero
 from trainer.checkpoint.manifest import CheckpointError, Progress
 from trainer.commands import status
 from trainer.config import ConfigError
 from trainer.config_file import load
-from trainer.foreign.directories import read_tensors
-from trainer.foreign.files import read_file
-from trainer.foreign.records import recorded_beside
-from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
-from trainer.process.launch import find_ranks
+from trainer.process.ranks import World, find_ranks
 from trainer.run import start, telemetry
 from trainer.run.course import Course
+from trainer.weights.files import read_file
+from trainer.weights.reading import read
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_f55_an_owner_on_another_host_is_alive_while_its_file_changes(tmp_path: 
 def test_f55_a_process_number_that_is_used_again_is_not_the_owner(tmp_path: Path) -> None:
     """After a night, the number of a job that was killed is that of somebody's editor."""
     lock = tmp_path / "lock"
-    owner = json.loads(json.dumps(asdict(locks._myself())))
+    owner = json.loads(json.dumps(asdict(locks._myself(lock))))
     lock.write_text(json.dumps(owner | {"started": "1"}))  # this very process, which began later
     assert locks.holder(lock) is None
     locks.hold(lock).close()
@@ -186,7 +185,7 @@ def test_f55_who_was_taken_for_dead_and_comes_back_ends_at_once(tmp_path: Path) 
     of_another_host(lock)
     _, said = robbed.communicate(timeout=20)
     assert robbed.returncode == locks.EXIT_ROBBED
-    assert "was taken over while" in said
+    assert "another process took over while this one stood still" in said
 
 
 @pytest.mark.parametrize("obstacle", ["directory", "no links"])
@@ -230,7 +229,11 @@ def test_f57_a_manifest_that_cannot_be_read_is_damaged_named_and_stepped_over(
     newest = tmp_path / "checkpoints/step-00000006/manifest.json"
     content = MANIFESTS[case]
     newest.write_bytes(newest.read_bytes()[:-40] if content is None else content)
-    assert store.newest_valid(tmp_path) == tmp_path / "checkpoints/step-00000004"
+    found = loading.newest(tmp_path, step_over=True)
+    assert found is not None
+    assert found.path == tmp_path / "checkpoints/step-00000004"
+    with pytest.raises(CheckpointError, match="The newest whole one is .*step-00000004: name it"):
+        loading.newest(tmp_path)
     assert "step-00000006 is damaged and skipped" in caplog.text
     store.retain(tmp_path, keep_last=1, keep_every=None)
     assert newest.exists()
@@ -250,13 +253,11 @@ def test_f57_every_part_of_a_manifest_is_validated(key: str, wrong: Any, tmp_pat
     assert "is damaged" in store.verify(file.parent)[0]
 
 
-def test_f57_a_file_that_cannot_be_read_and_one_outside_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed disk answers with EIO; a manifest must not name files outside its directory."""
+def test_f57_a_file_outside_is_damage(tmp_path: Path) -> None:
+    """A manifest must not name files outside its directory."""
     folder = make(tmp_path, 2, None)
-    monkeypatch.setattr(store, "sha256_of", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-    assert store.verify(folder) == ["data.bin cannot be read (Input/output error)"]
     tree = manifest(folder)
-    tree["files"] = {"../../secret": tree["files"]["data.bin"]}
+    tree["files"] = {"../../secret": tree["files"]["weights.safetensors"]}
     (folder / "manifest.json").write_text(json.dumps(tree))
     assert "is not a file inside the checkpoint" in store.verify(folder)[0]
 
@@ -333,26 +334,25 @@ def test_f58_the_state_is_found_under_the_keys_people_use(keys: list[str], tmp_p
     for key in reversed(keys):
         content = {key: content, "epoch": 1}
     torch.save(content, tmp_path / "file.pt")
-    assert read_file(tmp_path / "file.pt").taken == ".".join(keys)
+    assert read_file(tmp_path / "file.pt").chosen(raw=False)[0] == ".".join(keys)
     import_weights(TopoFlow(SMALL), tmp_path / "file.pt", [])[1].refuse_unless_complete()
 
 
 def test_f58_of_weights_and_their_average_it_is_said_which_was_taken(tmp_path: Path) -> None:
-    """An EMA copy beside the weights, as a dictionary of its own or under a prefix."""
+    """An EMA copy beside the weights, as a dictionary of its own or under a prefix: one rule, whichever stands first."""
     own = randomised(SMALL, dtype=torch.float32).state_dict()
-    averaged = {name: value + 1 for name, value in own.items()}
+    averaged = {name: value if name.endswith("H_scale") else value + 1 for name, value in own.items()}
     torch.save({"state_dict": own, "ema_state_dict": averaged}, tmp_path / "beside.ckpt")
     torch.save(
         {"state_dict": {f"net.{k}": v for k, v in own.items()} | {f"ema.{k}": v for k, v in averaged.items()}},
         tmp_path / "prefix.ckpt",
     )
-    for name in ("beside", "prefix"):
-        tensors, report = import_weights(TopoFlow(SMALL), tmp_path / f"{name}.ckpt", [])
-        report.refuse_unless_complete()
-        assert torch.equal(tensors["norm.weight"], own["norm.weight"])
-    assert report.ignored
-    report = import_weights(TopoFlow(SMALL), tmp_path / "beside.ckpt", [])[1]
-    assert (report.taken, report.also) == ("state_dict", ["ema_state_dict"])
+    for name, sets in (("beside", ("state_dict", "ema_state_dict")), ("prefix", ("state_dict.net", "state_dict.ema"))):
+        for raw in (False, True):
+            tensors, report = import_weights(TopoFlow(SMALL), tmp_path / f"{name}.ckpt", raw=raw)
+            report.refuse_unless_complete()
+            assert torch.equal(tensors["norm.weight"], (own if raw else averaged)["norm.weight"])
+            assert (report.taken, report.also) == (sets[not raw], [sets[raw]])
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -388,7 +388,7 @@ def test_f59_a_file_of_another_kind_is_told_by_its_first_bytes(case: str, tmp_pa
     """An empty file, a git-LFS pointer, a `latest` that is no text: tracebacks, or three screens of torch's."""
     make_file, message = WRONG_FILES[case]
     with pytest.raises(CheckpointError, match=message) as refused:
-        read_tensors(make_file(tmp_path))
+        read(make_file(tmp_path))
     assert len(str(refused.value).splitlines()) < 4
 
 
@@ -398,7 +398,7 @@ def test_f59_a_json_of_somebody_else_beside_the_weights_is_no_record(tmp_path: P
     save_file({"a": torch.ones(2)}, file)
     for text in ('{"architectures": ["Foo"]}', "[]", '{"step": 3}'):
         file.with_suffix(".json").write_text(text)
-        assert recorded_beside(file) is None
+        assert read(file).record is None
 
 
 def test_f60_what_the_job_would_refuse_preflight_refuses(config: Path) -> None:
@@ -754,8 +754,8 @@ def test_f68_a_run_directory_is_what_a_shell_makes_of_it(config: Path, monkeypat
 def test_f69_a_batch_shell_is_one_process_and_ranks_compute_alike(config: Path) -> None:
     """SLURM_NTASKS of the batch shell was taken for ranks; one rank's slower kernel made all wait without a word."""
     batch_shell = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"}
-    assert find_ranks(batch_shell) == (0, 0, 1, "single process")
-    assert find_ranks(batch_shell | {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9"}) == (9, 0, 16, "srun")
+    assert find_ranks(batch_shell) == World(0, 0, 1, "single process")
+    assert find_ranks(batch_shell | {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9"}) == World(9, 0, 16, "srun")
     job = {
         "overrides": [f"run_dir={config.parent}/kernels", "steps=1", "schedule.warmup_steps=0"],
         "refused": True,

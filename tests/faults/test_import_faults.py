@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.importing import import_weights, run_of
 from tests.unit.test_model import SMALL, arguments, randomised
-from trainer.checkpoint.store import CheckpointError
+from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint.record import Record, write_tensors
 from trainer.commands import checkpoint
-from trainer.foreign.report import ImportReport
-from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
+from trainer.weights.report import ImportReport
 
 BIAS = "blocks.0.attn.elevation_alpha"
 
@@ -104,16 +103,19 @@ def test_f01_only_the_allow_list_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("learned", "wanted"), [("climb", "descent"), (True, "climb"), ("descent", "climb")])
 def test_f01_an_alpha_of_the_other_direction_is_refused(tmp_path: Path, learned: str | bool, wanted: str) -> None:
     """One name for both: a barrier would become its opposite."""
-    save_file(randomised(SMALL).state_dict(), tmp_path / "export.safetensors")
-    (tmp_path / "export.json").write_text(json.dumps({"config": {"model": {"elevation_bias": learned}}}))
+    file, state = tmp_path / "export.safetensors", randomised(SMALL, dtype=torch.float32).state_dict()
+    config = run_of(replace(SMALL, elevation_bias="descent" if learned is True else str(learned))).model_dump(mode="json")
+    config["model"]["elevation_bias"] = learned
+    write_tensors(file, state, Record(config=config))
     for bias, complete in ((wanted, False), ("descent" if wanted == "climb" else "climb", True)):
-        network = TopoFlow(replace(SMALL, elevation_bias=bias))
-        _, report = import_weights(network, tmp_path / "export.safetensors", [])
+        _, report = import_weights(TopoFlow(replace(SMALL, elevation_bias=bias)), file)
         assert report.complete == complete
-    with pytest.raises(CheckpointError, match=f"here it is {wanted}"):
-        import_weights(TopoFlow(replace(SMALL, elevation_bias=wanted)), tmp_path / "export.safetensors", [])[
-            1
-        ].refuse_unless_complete()
+    network = TopoFlow(replace(SMALL, elevation_bias=wanted))
+    with pytest.raises(CheckpointError, match=rf"model\.elevation_bias: .* recorded, {wanted} here"):
+        import_weights(network, file)[1].refuse_unless_complete()
+    _, report = import_weights(network, file, allow_change=["model.elevation_bias"])
+    assert report.complete
+    assert report.accepted
 
 
 def test_f02_one_layer_head_is_refused_by_shape(tmp_path: Path) -> None:
@@ -179,11 +181,10 @@ def test_truncated_and_empty_files_are_refused(tmp_path: Path) -> None:
             import_weights(TopoFlow(SMALL), tmp_path / name, [])
 
 
-def test_alpha_of_climb_is_not_exported_to_code_that_would_take_it_for_descent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = {"model": {"elevation_bias": "climb"}}
-    monkeypatch.setattr(checkpoint.store, "manifest", lambda _: SimpleNamespace(config=config))
+def test_alpha_of_climb_is_not_exported_to_code_that_would_take_it_for_descent(tmp_path: Path) -> None:
+    config = run_of(replace(SMALL, elevation_bias="climb")).model_dump(mode="json")
+    file = tmp_path / "export.safetensors"
+    write_tensors(file, randomised(SMALL, dtype=torch.float32).state_dict(), Record(config=config))
     with pytest.raises(CheckpointError, match=r"climb .*export to \.safetensors"):
-        checkpoint.export(tmp_path, tmp_path / "old.ckpt")
+        checkpoint.export(file, tmp_path / "old.ckpt")
     assert not (tmp_path / "old.ckpt").exists()

@@ -36,18 +36,19 @@ from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
 from data.wind_scan.cache import ScanCache
 from tests.faults.test_checkpoint_faults import make, present
+from tests.importing import import_weights, run_of
 from tests.launching import ROOT, environment, losses, manifest, tiny_config, train_several
 from tests.reanalysis import write_caqra, write_static
 from tests.unit.test_model import SMALL, randomised
 from trainer.checkpoint import same_run, saving, store
-from trainer.checkpoint.manifest import CheckpointError, FileRecord
+from trainer.checkpoint.consistency import hash_tensors
+from trainer.checkpoint.manifest import CheckpointError, FileRecord, sha256_of
+from trainer.checkpoint.record import Record, write_tensors
 from trainer.config import ConfigError
 from trainer.config_file import load
 from trainer.engine import resolve_deepspeed
-from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
-from trainer.process.launch import choose_device
-from trainer.process.ranks import LaunchError
+from trainer.process.ranks import LaunchError, World
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +146,11 @@ def test_f45_moments_that_are_not_those_that_were_saved_are_refused_on_every_ran
     content = (checkpoint / "optimizer.safetensors").read_bytes()
     tree["files"]["optimizer.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(tree))
-    lines = told(train_several(config, [{"overrides": [f"run_dir={run}", "steps=6"], "refused": True}]))
+    done = train_several(config, [{"overrides": [f"run_dir={run}", "steps=6"], "refused": True}])
+    assert "'blocks.0.norm1.bias.exp_avg' is not what was saved (2 such tensors)" in done.stderr
+    lines = told(done)
     assert len(lines) == 2
-    assert all("'blocks.0.norm1.bias.exp_avg' is not what was saved (2 such tensors)" in line["said"] for line in lines)
+    assert all("every checkpoint in" in line["said"] and "is damaged" in line["said"] for line in lines)
 
 
 def test_f46_a_person_s_copies_are_never_resumed_from_counted_or_removed(tmp_path: Path) -> None:
@@ -172,11 +175,11 @@ def test_f46_a_person_s_copies_are_never_resumed_from_counted_or_removed(tmp_pat
     (folder / "elsewhere").mkdir()
     (folder / "step-00000006").rename(folder / "elsewhere/six")
     (folder / "step-00000006").symlink_to("elsewhere/six")
-    assert [path.name for path in store.committed(tmp_path)] == [f"step-{n:08d}" for n in (2, 4, 6, 8)]
+    assert [path.name for path in [found.path for found in store.look(tmp_path)]] == [f"step-{n:08d}" for n in (2, 4, 6, 8)]
     store.retain(tmp_path, keep_last=1, keep_every=None)
     left = sorted(path.name for path in folder.iterdir())
     assert left == sorted([*copies, "elsewhere", "step-00000006", "step-00000008"])
-    assert (folder / "elsewhere/six/data.bin").exists()
+    assert (folder / "elsewhere/six/weights.safetensors").exists()
 
 
 def test_f46_a_stranger_s_directory_in_the_way_of_a_save_is_moved_aside(tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_f46_a_stranger_s_directory_in_the_way_of_a_save_is_moved_aside(tmp_path
     shutil.copytree(tmp_path / "checkpoints/step-00000004", stranger)
     assert saving._move_aside(stranger) is None
     (kept,) = (tmp_path / "checkpoints").glob("step-00000008.aside-*")
-    assert (kept / "data.bin").exists()
+    assert (kept / "weights.safetensors").exists()
 
 
 def test_f47_a_run_directory_of_each_node_is_refused_before_step_1(config: Path) -> None:
@@ -270,27 +273,26 @@ def test_f48_values_that_cannot_be_weights_are_refused_by_name(case: str, tmp_pa
 def test_f48_a_flipped_byte_is_refused(kind: str, tmp_path: Path) -> None:
     """torch does not look at the checksums of its own archives, and safetensors have none."""
     state = randomised(SMALL, dtype=torch.float32).state_dict()
-    folder = make(tmp_path, 4, None)
+    record = Record(config=run_of(SMALL).model_dump(mode="json"))
+    file = source = tmp_path / "file.safetensors"
     if kind == "ckpt":
         file = source = tmp_path / "file.ckpt"
         torch.save({"state_dict": state}, file)
+    elif kind == "our export":
+        write_tensors(file, state, record)
     else:
-        source, file = (
-            (folder, folder / "weights.safetensors")
-            if kind == "our checkpoint"
-            else (tmp_path, tmp_path / "weights.safetensors")
-        )
-        save_file(state, file)
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        tree = manifest(folder)
-        tree["files"]["weights.safetensors"] = {"bytes": file.stat().st_size, "sha256": sha256}
-        (folder / "manifest.json").write_text(json.dumps(tree))
-        (tmp_path / "import.json").write_text(json.dumps({"sha256": sha256}))
+        source = make(tmp_path, 4, None)
+        file = source / "weights.safetensors"
+        write_tensors(file, state, record)
+        tree = manifest(source)
+        tree["files"]["weights.safetensors"] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        tree["tensors"], tree["config"] = hash_tensors(state.items()), record.config
+        (source / "manifest.json").write_text(json.dumps(tree))
     import_weights(TopoFlow(SMALL), source, [])[1].refuse_unless_complete()
     content = bytearray(file.read_bytes())
     content[len(content) * 3 // 4] ^= 4
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="does not have its checksum|does not have the sha256"):
+    with pytest.raises(CheckpointError, match="does not have its checksum|does not have the sha256|is not what was saved"):
         import_weights(TopoFlow(SMALL), source, [])
 
 
@@ -501,13 +503,13 @@ def test_f53_weights_that_a_resumed_run_ignores_are_said_to_be_and_absent_ones_r
 )
 def test_f54_a_rank_takes_its_own_gpu(launcher: str, local_rank: int, visible: int, device: int) -> None:
     """Under srun each task may see one GPU only, its own; elsewhere ranks share what is visible."""
-    assert choose_device(launcher, local_rank, visible) == device
+    assert World(local_rank, local_rank, 8, launcher).gpu(visible) == device
 
 
 def test_f54_two_ranks_never_share_a_gpu() -> None:
     """More ranks than visible GPUs wrapped around without a word."""
     with pytest.raises(LaunchError, match=r"local rank 2 finds 2 GPU"):
-        choose_device("torchrun", 2, 2)
+        World(2, 2, 3, "torchrun").gpu(2)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +586,7 @@ def test_f44_a_replacement_that_was_killed_between_its_two_renames_gives_the_nam
     saving._move_aside(checkpoint)
     assert [found.step for found in store.look(tmp_path)] == [4]
     saving.mend(tmp_path)
-    assert store.newest_valid(tmp_path) == checkpoint
+    assert store.newest(tmp_path) == checkpoint
     assert store.verify(checkpoint) == []
 
 

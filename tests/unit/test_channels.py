@@ -22,11 +22,14 @@ from data.variables import MODEL_INPUTS, PUBLISHED
 from tests.distributed.test_elastic import require_equal_state
 from tests.launching import losses, manifest, tiny_config, train
 from trainer.baselines.blend import best_weights
+from trainer.checkpoint.manifest import CheckpointError
+from trainer.config import InitFrom
 from trainer.config_file import load
 from trainer.dataset import open_dataset
-from trainer.foreign.weights import network_with
 from trainer.model.topoflow import TopoFlow
 from trainer.preflight.plan_command import training_samples
+from trainer.weights.fit import network_of
+from trainer.weights.reading import read
 
 CPU = torch.device("cpu")
 # Published positions: (UTC, latitude, longitude, zenith angle without refraction).
@@ -227,14 +230,17 @@ def test_weights_of_other_channels_are_found_by_their_names(tiny: Store, tmp_pat
     save_file(old.state_dict(), file)
     turned = [*MODEL_INPUTS[::-1]]
     run = load(config, [*still, f"data.inputs={turned}".replace("'", "")])
-    network, report = network_with(run, file, [])
+    with pytest.raises(CheckpointError, match="does not say in which order its 15 channels are"):
+        network_of(read(file), run)
+    published = InitFrom(path=file, channels="published")
+    network, report = network_of(read(file), run, published)
     assert report.share == 1.0
     x = torch.randn(2, 15, 16, 32)
     rest = torch.tensor([6.0, 12.0]), torch.rand(128) * 1000, torch.arange(128).expand(2, -1)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(x.flip(1), *rest), old(x, *rest), rtol=1e-4, atol=1e-5)
     more = load(config, [*still, "data.derived=[sun]", "data.inputs=[u, v, pm25, o3, elevation]", "data.targets=[pm25, o3]"])
-    network, report = network_with(more, file, [])
+    network, report = network_of(read(file), more, published)
     assert report.fresh == ["sun", "sun@+lead"]
     assert "temp" in report.left_out
     torch.manual_seed(more.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.process.ranks import LaunchError, find_ranks
+from trainer.process.ranks import LaunchError, World, find_ranks
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from trainer.process.ranks import LaunchError, find_ranks
     ],
 )
 def test_ranks_are_found(environ: dict[str, str], expected: tuple[int, int, int, str]) -> None:
-    assert find_ranks(environ) == expected
+    assert find_ranks(environ) == World(*expected)
 
 
 @pytest.mark.parametrize(

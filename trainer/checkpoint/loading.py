@@ -1,56 +1,123 @@
-"""What a checkpoint holds, by parameter name, from its files."""
+"""THE way to load a checkpoint of ours: held open while it is read, every tensor compared with its recorded hash."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainer.checkpoint.manifest import CheckpointError
+from trainer.checkpoint import store
+from trainer.checkpoint.manifest import CheckpointError, Manifest, Unreadable, sha256_of, unreadable
+from trainer.checkpoint.record import require_recorded
 from trainer.checkpoint.state import WEIGHTS_FILE, Named
-from trainer.checkpoint.store import manifest
-from trainer.checkpoint.zero import EMA
+from trainer.checkpoint.zero import EMA, MOMENTS
+
+log = logging.getLogger("trainer")
 
 
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The fp32 parameters by name.
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory."""
 
-    Raises:
-        CheckpointError: the file is absent or damaged.
-    """
-    return _load(checkpoint / WEIGHTS_FILE)
-
-
-def load_averaged(checkpoint: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name, with the running mean of those that have one.
-
-    Raises:
-        CheckpointError: a file is absent or damaged, or no mean was kept.
-    """
-    named = load(checkpoint)
-    means = {name: named.moments[f"{name}.{EMA}"] for name in named.weights if f"{name}.{EMA}" in named.moments}
-    if not means:
-        raise CheckpointError(f"{checkpoint} holds no running mean of the weights: its run had no `ema`.")
-    return named.weights | means
+    path: Path
+    manifest: Manifest
+    named: Named
 
 
-def load(checkpoint: Path) -> Named:
-    """Weights and optimizer state of a checkpoint, in memory.
+def load(checkpoint: Path, state: bool = True) -> Loaded:
+    """Load a checkpoint.
+
+    Args:
+        state: with the optimizer's state; without it only the running mean of the weights is read
+            beside them, where the run keeps one.
 
     Raises:
-        CheckpointError: a file is absent or damaged.
+        Unreadable: the file system refuses it now.
+        store.Gone: it was removed in this moment.
+        CheckpointError: it is damaged.
     """
-    moments: dict[str, Tensor] = {}
-    for name in manifest(checkpoint).files:
-        if Path(name) != WEIGHTS_FILE:
-            moments |= _load(checkpoint / name)
-    return Named(load_weights(checkpoint), moments)
-
-
-def _load(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        return _load(checkpoint, state)
+    except (store.Gone, Unreadable):
+        raise
+    except CheckpointError:  # a running job may have been about to remove it, and put it back
+        return _load(checkpoint, state)
+
+
+def newest(run_dir: Path, state: bool = True, step_over: bool = False) -> Loaded | None:
+    """Load the newest checkpoint of a run; None where there is none at all.
+
+    One that a running job removes meanwhile is looked for again.
+
+    Args:
+        step_over: take the next whole one where the newest is damaged, and say so.
+
+    Raises:
+        Unreadable: the file system refuses the newest one now, so nobody can tell whether it is whole.
+        CheckpointError: the newest one is damaged, or with `step_over` every one.
+    """
+    while True:
+        candidates = store.look(run_dir)
+        try:
+            while candidates:
+                candidate = candidates.pop()
+                try:
+                    return load(candidate.path, state)
+                except (store.Gone, Unreadable):
+                    raise
+                except CheckpointError as error:
+                    if not step_over:
+                        raise _naming_a_whole_one(error, candidates) from error
+                    log.error("WARNING: %s is damaged and skipped: %s", candidate.path, error)
+                    if not candidates:
+                        raise CheckpointError(
+                            f"every checkpoint in {run_dir} is damaged (see above): bring one back from a "
+                            "copy of it, or start a new run with another run_dir."
+                        ) from error
+        except store.Gone:
+            continue
+        return None
+
+
+def _naming_a_whole_one(error: CheckpointError, older: list[store.Found]) -> CheckpointError:
+    whole = next((found.path for found in reversed(older) if not store.verify(found.path)), None)
+    remedy = f"The newest whole one is {whole}: name it" if whole else "No older one is whole"
+    return CheckpointError(f"{error} {remedy}.")
+
+
+def averages(named: Named) -> dict[str, Tensor]:
+    """The running mean of every weight that has one, by the weight's name."""
+    means = {f"{name}.{EMA}": name for name in named.weights}
+    return {means[key]: mean for key, mean in named.moments.items() if key in means}
+
+
+def _load(checkpoint: Path, state: bool) -> Loaded:
+    with store.reading(checkpoint):
+        content = store.manifest(checkpoint)
+        moments = {f"{name}.{kind}" for name in content.parameters for kind in (*MOMENTS, "step")}
+        wanted = content.tensors.keys() - (set() if state else moments)
+        averaged = any(name.endswith(f".{EMA}") for name in wanted)
+        named = Named()
+        for file in content.files if state or averaged else [str(WEIGHTS_FILE)]:
+            into = named.weights if Path(file) == WEIGHTS_FILE else named.moments
+            into |= _read(checkpoint / file, wanted, content.files[file].sha256)
+    recorded = {name: content.tensors[name] for name in wanted}
+    require_recorded(named.weights | named.moments, recorded, str(checkpoint))
+    return Loaded(checkpoint, content, named)
+
+
+def _read(file: Path, wanted: Collection[str], sha256: str) -> dict[str, Tensor]:
+    """Tensors of a file, which is read through before it is mapped: an error of a mapped one would end the process."""
+    try:
+        if sha256_of(file) != sha256:
+            raise CheckpointError(f"{file} is damaged: it does not have the sha256 that was recorded.")
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in set(opened.keys()) & set(wanted)}
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged: {error}.") from error

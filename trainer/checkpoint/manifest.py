@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -19,8 +20,26 @@ MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
+# What the file system says of a name that is not there, or is something else than a file: damage.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
 class CheckpointError(Refusal):
     """A checkpoint is absent, damaged or belongs to another run; the message names it and the remedy."""
+
+
+class Unreadable(CheckpointError):
+    """A file cannot be read now (EACCES, EIO, ESTALE, ...), which says nothing about what is in it."""
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What an error of the file system says of a file: that it is damaged, or that nobody can tell now."""
+    if error.errno in ABSENT:
+        return CheckpointError(f"{path} cannot be read ({error.strerror}).")
+    return Unreadable(
+        f"{path} cannot be read now ({error.strerror or error}), so nobody can tell whether it is whole: "
+        f"ask its owner for the right to read it, or try again when the file system answers."
+    )
 
 
 def _inside(name: str) -> str:
@@ -61,6 +80,15 @@ class Progress:
             self.val_loss, self.val_step = None, -1
 
 
+class Begun(BaseModel):
+    """One start of a run: every process that trains it adds its own, so a branch can be told from a trunk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    step: int  # of the checkpoint that it continued from, or 0
+
+
 class Memory(BaseModel):
     """What a run must remember of itself, beside weights and optimizer."""
 
@@ -75,6 +103,14 @@ class Memory(BaseModel):
     world_size: int = Field(ge=1)
     zero_stage: int = Field(ge=0, le=3)
     version: str
+    run: str = ""  # identity of the run; empty in checkpoints of before there was one
+    starts: list[Begun] = []
+
+    @property
+    def own_val_loss(self) -> float | None:
+        """The validation loss of these very weights, where they were validated."""
+        progress = self.progress
+        return progress.val_loss if progress.val_step == progress.step else None
 
 
 class Manifest(Memory):
@@ -88,11 +124,6 @@ class Manifest(Memory):
     def step(self) -> int:
         return self.progress.step
 
-    @property
-    def own_val_loss(self) -> float | None:
-        """The validation loss of these very weights, where they were validated."""
-        return self.progress.val_loss if self.progress.val_step == self.step else None
-
 
 def step_of(checkpoint: Path) -> int | None:
     """The step that a directory's name claims; None where it is not exactly a name of ours."""
@@ -103,13 +134,14 @@ def step_of(checkpoint: Path) -> int | None:
 def read_json(path: Path) -> Any:
     """
     Raises:
-        CheckpointError: absent, unreadable, or not JSON.
+        Unreadable: the file system refuses it now.
+        CheckpointError: absent, or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist.") from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
 
 
@@ -120,8 +152,6 @@ def read(checkpoint: Path) -> Manifest:
         CheckpointError: absent, unreadable, or not a manifest of this format.
     """
     path = checkpoint / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {checkpoint} (it has no {MANIFEST}).")
     tree = read_json(path)
     if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
         raise CheckpointError(

@@ -1,11 +1,20 @@
-"""May this run continue that checkpoint? Compares what was remembered with what is now."""
+"""May this run continue that checkpoint? Whose history a run directory holds, and what was remembered beside what is now."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.manifest import CheckpointError, Memory
+from trainer.checkpoint.manifest import CheckpointError, Manifest, Memory, read_json
+
+IDENTITY = "run.json"  # in the run directory
+HISTORY = "metrics.jsonl"
+
+log = logging.getLogger("trainer")
 
 # A resumed run may differ in these; everything else would silently train another model.
 FREE_KEYS = (
@@ -69,13 +78,81 @@ FREE_DEEPSPEED_KEYS = (
 )
 
 
+def identity(run_dir: Path) -> tuple[str, int | None]:
+    """Name of the run that a directory belongs to, and the step of its last checkpoint; ("", None) for a new one.
+
+    Directories of before runs had a name have their history in what they have logged.
+
+    Raises:
+        CheckpointError: what is written there is no identity.
+    """
+    path = run_dir / IDENTITY
+    if not path.exists():
+        return "", _last_saved(run_dir / HISTORY)
+    tree = read_json(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("run"), str):
+        raise CheckpointError(f"{path} is damaged: remove it where its checkpoints are, they say which run it is.")
+    saved = tree.get("saved")
+    return tree["run"], saved if isinstance(saved, int) else None
+
+
+def remember(run_dir: Path, run: str, saved: int | None) -> None:
+    """Write down whose directory it is, and the step of its last checkpoint."""
+    partial = run_dir / f"{IDENTITY}.partial"
+    partial.write_text(json.dumps({"run": run, "saved": saved}))
+    partial.rename(run_dir / IDENTITY)
+
+
+def require_own(run_dir: Path, found: Manifest | None) -> None:
+    """Refuse a history without its checkpoints, or with those of another run; warn where the last one is not there.
+
+    Raises:
+        CheckpointError: a new start here would drop what was trained, or continue what another run has trained.
+    """
+    own, saved = identity(run_dir)
+    if found is None:
+        if saved is None:
+            return
+        raise CheckpointError(
+            f"{run_dir} has the history of a run that has saved step {saved}, and no checkpoint is there: mount or restore "
+            f"{run_dir / 'checkpoints'}. To begin anew, choose another run_dir."
+        )
+    if own and found.run and own != found.run:
+        raise CheckpointError(
+            f"the checkpoints in {run_dir} are of another run ({found.run[:8]}, not {own[:8]}): bring back its own, or choose "
+            f"another run_dir and start from them with init_from.path={run_dir / 'checkpoints'}/step-{found.step:08d}."
+        )
+    if saved is not None and saved > found.step:
+        log.error(
+            "WARNING: the last checkpoint of %s was that of step %d, and is not there: it goes on from step %d, and what was "
+            "trained since is trained again",
+            run_dir,
+            saved,
+            found.step,
+        )
+
+
+def _last_saved(path: Path) -> int | None:
+    saved = None
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a kill may have cut a row short
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("kind") == "checkpoint":
+                saved = row.get("step")
+    return saved
+
+
 def compare(
-    checkpoint: Path, remembered: Memory, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()
+    checkpoint: Path,
+    remembered: Memory,
+    present: Memory,
+    allow_change: list[str],
+    same_data: Callable[[str], bool] = lambda _: False,
 ) -> list[dict[str, Any]]:
     """Refuse to resume when the data, the scan or a configuration is not what the checkpoint was trained with.
 
     Args:
-        earlier: fingerprints of the store before hours were appended to it, which changed nothing that was there.
+        same_data: whether the store of today is that of a fingerprint, or the same with later hours appended.
         allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name covers its keys.
 
     Returns:
@@ -91,7 +168,7 @@ def compare(
     ]
     differences += [(f"parameters.{key}", a, b) for key, a, b in _differences(remembered.parameters, present.parameters, ())]
     changed = [d for d in differences if d[1] != d[2]]
-    refused = [d for d in changed if not _covered(d[0], allow_change) and not (d[0] == "data" and d[1] in earlier)]
+    refused = [d for d in changed if not _covered(d[0], allow_change) and not (d[0] == "data" and same_data(str(d[1])))]
     if refused:
         listed = "\n".join(f"  {name}: {a} then, {b} now" for name, a, b in refused[:20])
         more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""

@@ -6,19 +6,20 @@ import errno
 import os
 import shutil
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from data import locks
 from trainer.checkpoint import consistency
 from trainer.checkpoint.manifest import MANIFEST, CheckpointError, FileRecord, Manifest, Memory, read, sha256_of, step_of, write
-from trainer.checkpoint.store import log, size_of
+from trainer.checkpoint.record import TRAINED, of_run, write_tensors
+from trainer.checkpoint.state import WEIGHTS_FILE
+from trainer.checkpoint.store import log, put_aside, size_of
 
 REPLACED = ".replaced.partial"
 SEEN_WITHIN_S = 30.0
@@ -75,8 +76,10 @@ class Saving:
         return self.final
 
     def _begin(self) -> None:
+        locks.require_held()
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.final.parent.mkdir(exist_ok=True)  # below a run directory that must still be there
+        self.partial.mkdir()
 
     def _publish(self, written: list[tuple[dict[str, FileRecord], dict[str, str]]]) -> None:
         files = {name: record for share, _ in written for name, record in share.items()}
@@ -92,6 +95,7 @@ class Saving:
         write(manifest, self.partial / MANIFEST)
         _sync(self.partial / MANIFEST)
         _sync(self.partial)
+        locks.require_held()
         replaced = _move_aside(self.final) if self.final.exists() or self.final.is_symlink() else None
         self.partial.rename(self.final)
         _sync(self.final.parent)
@@ -106,8 +110,8 @@ class Saving:
         tensors: dict[str, str] = {}
         for name, content in files.items():
             file = self.partial / name
-            file.parent.mkdir(parents=True, exist_ok=True)  # a node that does not see rank 0's fails in `commit`, by name
-            save_file(content, file)
+            file.parent.mkdir(exist_ok=True)  # a node that does not see rank 0's fails in `commit`, by name
+            write_tensors(file, content, of_run(self._memory, TRAINED) if name == WEIGHTS_FILE else None)
             _sync(file)
             described[str(name)] = FileRecord(bytes=file.stat().st_size, sha256=sha256_of(file))
             tensors |= consistency.hash_tensors(content.items())
@@ -130,18 +134,23 @@ def _move_aside(final: Path) -> Path | None:
         aside = final.with_name(final.name + REPLACED)
         shutil.rmtree(aside, ignore_errors=True)
         return final.rename(aside)
-    aside = final.rename(final.with_name(f"{final.name}.aside-{uuid.uuid4().hex[:8]}"))
+    aside = put_aside(final)
     log.info("WARNING: %s was no checkpoint of this run, and is called %s now", final, aside.name)
     return None
 
 
 def mend(run_dir: Path) -> None:
-    """Give a checkpoint its name back whose replacement was killed between two renames; for who holds the run directory."""
-    for aside in (run_dir / "checkpoints").glob(f"step-*{REPLACED}"):
-        final = aside.with_name(aside.name.removesuffix(REPLACED))
-        if step_of(final) is not None and not final.exists():
-            aside.rename(final)
+    """Undo what a kill has left: a replacement between two renames, and what was never finished; for who holds the run
+    directory."""
+    for left in (run_dir / "checkpoints").glob("step-*.partial"):
+        final = left.with_name(left.name.removesuffix(REPLACED).removesuffix(".partial"))
+        if step_of(final) is None:
+            continue
+        if left.name.endswith(REPLACED) and not final.exists():
+            left.rename(final)
             log.info("WARNING: %s was being replaced when its run was killed, and has its name back", final)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _link_latest(checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from, and in the weights of the forward pass. `prove` then compares both, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +88,20 @@ def shares(sizes: dict[str, int], ranks: int, share_bytes: int | None = None) ->
 
 
 @torch.no_grad()
-def restore(engine: Any, named: Named) -> None:
+def restore(engine: Any, named: Named) -> list[dict[str, Any]]:
     """Put rank 0's `named` into every rank's masters, forward weights and optimizer; collective.
+
+    State of parameters that had none starts at zero, a running mean at the weights; both are filled into `named`. State that
+    nobody has a use for is left out.
+
+    Returns:
+        Such differences where there was state before, [{"name", "before", "after"}].
 
     Raises:
         CheckpointError: on every rank, if a name or shape is not the engine's; nothing was changed then.
     """
     parameters = dict(engine.module.named_parameters())
-    with_moments = consistency.on_main(lambda: _require_fitting(engine, named))
+    changes = consistency.on_main(lambda: _complete(engine, named))
     create_states(engine)
     for buffer_name, buffer in _persistent_buffers(engine):
         buffer.copy_(_from_main(named.weights.get(buffer_name), buffer.shape, engine.device).to(buffer.dtype))
@@ -105,13 +111,12 @@ def restore(engine: Any, named: Named) -> None:
         write_forward(parameter, value)
         for kind in kinds_of(engine) if parameter.requires_grad else ():
             given = named.moments.get(f"{name}.{kind}")
-            new = value if kind == EMA else torch.zeros_like(value)
-            kept = _from_main(given, shape_of(parameter), engine.device) if with_moments else new
-            write_parameter(engine, parameter, kind, kept)
+            write_parameter(engine, parameter, kind, _from_main(given, shape_of(parameter), engine.device))
     steps = [tensor for key, tensor in named.moments.items() if key.endswith(".step")]
     step = _from_main(steps[0] if steps else torch.zeros(()), torch.Size(()), engine.device)
     for state in states_of(engine):
         state["step"].fill_(step.item())
+    return changes
 
 
 @contextmanager
@@ -162,26 +167,12 @@ def hashes_of(named: Named, engine: Any) -> dict[str, str]:
     """What `prove` has to find after `restore(engine, named)`; of rank 0's tensors, empty elsewhere."""
     if dist.get_rank() != 0:
         return {}
-    moments = dict(named.moments)
-    if not moments:
-        for name, parameter in engine.module.named_parameters():
-            if parameter.requires_grad:
-                zeros = torch.zeros(shape_of(parameter))
-                new = {EMA: named.weights[name].reshape(zeros.shape)}
-                moments |= {f"{name}.{kind}": new.get(kind, zeros) for kind in kinds_of(engine)}
-                moments |= {f"{name}.step": torch.zeros(())}
     own = dict(engine.module.named_parameters())
     weights = {name: tensor for name, tensor in named.weights.items() if name in own}
     for name, parameter in own.items():
         if not parameter.requires_grad:  # it has no fp32 master, and is kept as the forward pass uses it
             weights[name] = weights[name].to(parameter.dtype).float()
-    return consistency.hash_tensors((weights | moments).items())
-
-
-def changed(named: Named, recorded: dict[str, str]) -> list[str]:
-    """Names of tensors that are not those whose hashes were recorded."""
-    hashes = consistency.hash_tensors((named.weights | named.moments).items())
-    return sorted(name for name in hashes.keys() | recorded.keys() if hashes.get(name) != recorded.get(name))
+    return consistency.hash_tensors((weights | named.moments).items())
 
 
 def _everything(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -216,37 +207,52 @@ def _persistent_buffers(engine: Any) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in engine.module.named_buffers() if name in kept]
 
 
-def _require_fitting(engine: Any, named: Named) -> bool:
-    """Whether there are moments; refuses names and shapes that are not the engine's."""
-    wrong: list[str] = []
-
-    def fits(given: torch.Size, wanted: torch.Size) -> bool:
-        """A scalar may be () here and (1,) there."""
-        return given == wanted or given.numel() == wanted.numel() == 1
-
-    def compare(what: str, given: Mapping[str, Tensor], wanted: dict[str, torch.Size]) -> None:
-        wrong.extend(f"{what} '{name}' is missing" for name in wanted.keys() - given.keys())
-        wrong.extend(f"{what} '{name}' is unknown here" for name in given.keys() - wanted.keys())
-        misshapen = {name: shape for name, shape in wanted.items() if name in given and not fits(given[name].shape, shape)}
-        wrong.extend(
-            f"{what} '{name}' has shape {tuple(given[name].shape)}, not {tuple(shape)}" for name, shape in misshapen.items()
-        )
-
+def _complete(engine: Any, named: Named) -> list[dict[str, Any]]:
+    """Make the state in `named` that of the engine; refuses weights and shapes that are not the engine's."""
     parameters = dict(engine.module.named_parameters())
     buffers = {name: buffer.shape for name, buffer in _persistent_buffers(engine)}
-    compare("weight", named.weights, {name: shape_of(p) for name, p in parameters.items()} | buffers)
-    if named.moments:
-        trained = {name: shape_of(p) for name, p in parameters.items() if p.requires_grad}
-        wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in kinds_of(engine)}
-        compare("optimizer state", named.moments, wanted | {f"{name}.step": torch.Size(()) for name in trained})
-        steps = {float(tensor) for key, tensor in named.moments.items() if key.endswith(".step")}
-        if len(steps) > 1:
-            wrong.append(f"parameters have been updated {sorted(steps)} times, not equally often")
+    trained = {name: shape_of(p) for name, p in parameters.items() if p.requires_grad}
+    wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in kinds_of(engine)}
+    wanted |= {f"{name}.step": torch.Size(()) for name in trained}
+    wrong = _unfit("weight", named.weights, {name: shape_of(p) for name, p in parameters.items()} | buffers)
+    new, unused = wanted.keys() - named.moments.keys(), named.moments.keys() - wanted.keys()
+    had = bool(named.moments)
+    steps = {float(tensor) for key, tensor in named.moments.items() if key.endswith(".step")}
+    if len(steps) > 1:
+        wrong.append(f"parameters have been updated {sorted(steps)} times, not equally often")
+    for key in unused:
+        del named.moments[key]
+    wrong += _unfit("optimizer state", named.moments, {key: wanted[key] for key in wanted.keys() - new})
     if wrong:
         raise CheckpointError(
             "what was read does not fit the network: " + "; ".join(sorted(wrong)[:6]) + ". Nothing was loaded."
         )
-    return bool(named.moments)
+    for key in new:
+        name, _, kind = key.rpartition(".")
+        if kind == EMA:
+            named.moments[key] = named.weights[name].reshape(wanted[key]).float().clone()
+        else:
+            named.moments[key] = torch.full(wanted[key], max(steps, default=0.0) if kind == "step" else 0.0)
+    changes = [
+        {"name": "optimizer state", "before": f"none of {_listed(new)}", "after": "zero; a running mean: the weights"}
+    ] * bool(new)
+    changes += [{"name": "optimizer state", "before": _listed(unused), "after": "left out"}] * bool(unused)
+    return changes if had else []
+
+
+def _listed(keys: Collection[str]) -> str:
+    return ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _unfit(what: str, given: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> list[str]:
+    """How names or shapes differ; a scalar may be () here and (1,) there."""
+    wrong = [f"{what} '{name}' is missing" for name in wanted.keys() - given.keys()]
+    wrong += [f"{what} '{name}' is unknown here" for name in given.keys() - wanted.keys()]
+    for name, shape in wanted.items():
+        found = given[name].shape if name in given else shape
+        if found != shape and not found.numel() == shape.numel() == 1:
+            wrong.append(f"{what} '{name}' has shape {tuple(found)}, not {tuple(shape)}")
+    return wrong
 
 
 def _from_main(value: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ step-N.partial. When all have finished, at a step boundary, rank 0 writes the ma
 final name is whole, at whatever instant a run dies.
 
 Ours is a directory that is called exactly step-NNNNNNNN and whose manifest names that step; nothing else is read, counted
-or removed.
+or removed. Every start of a run is named in the manifests that come after it, so a checkpoint that the run has stepped over
+is told from one that it has grown out of, also when it was out of reach for a while.
 """
 
 from __future__ import annotations
@@ -21,16 +22,30 @@ import logging
 import math
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import locks
-from trainer.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, read, sha256_of, step_of
+from trainer.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    Memory,
+    Unreadable,
+    read,
+    sha256_of,
+    step_of,
+    unreadable,
+)
 
 log = logging.getLogger("trainer")
 READING = "reading-"
+
+
+class Gone(CheckpointError):
+    """A checkpoint was removed while it was being opened."""
 
 
 @dataclass(frozen=True)
@@ -44,65 +59,76 @@ class Found:
 
 
 def look(run_dir: Path) -> list[Found]:
-    """All checkpoints that are ours, oldest first; files are not opened."""
+    """All checkpoints that are ours, oldest first; files are not opened.
+
+    One that was made after more starts of the run is the newer one, whatever its step.
+
+    Raises:
+        Unreadable: the file system refuses the directory or a manifest now.
+    """
     found = []
-    for path in (run_dir / "checkpoints").glob("step-*"):
+    for path in _directories(run_dir):
         step = step_of(path)
-        if step is None or not path.is_dir() or not (path / MANIFEST).exists():
+        if step is None:
             continue
         try:
             manifest = read(path)
+        except Unreadable:
+            raise
         except CheckpointError as error:
-            found.append(Found(path, step, None, str(error)))
+            if (path / MANIFEST).exists():
+                found.append(Found(path, step, None, str(error)))
             continue
         if manifest.step == step:
             found.append(Found(path, step, manifest))
         else:
             log.info("WARNING: %s is left alone: its manifest is that of step %d", path, manifest.step)
-    return sorted(found, key=lambda f: f.step)
-
-
-def committed(run_dir: Path) -> list[Path]:
-    """The directories of all checkpoints, oldest first."""
-    return [found.path for found in look(run_dir)]
+    most = max((len(f.manifest.starts) for f in found if f.manifest is not None), default=0)
+    return sorted(found, key=lambda f: (most if f.manifest is None else len(f.manifest.starts), f.step))
 
 
 def newest(run_dir: Path) -> Path | None:
     """The last committed checkpoint, if there is one."""
-    found = committed(run_dir)
-    return found[-1] if found else None
+    found = look(run_dir)
+    return found[-1].path if found else None
 
 
-def newest_valid(run_dir: Path) -> Path | None:
-    """The last committed checkpoint whose every file has its recorded hash; damaged ones are reported.
+def descends(newer: Memory, older: Memory) -> bool:
+    """Whether a checkpoint has grown out of another one, or the other was stepped over."""
+    starts = len(older.starts)
+    if newer.starts[:starts] != older.starts:
+        return False
+    left_at = newer.starts[starts].step if len(newer.starts) > starts else newer.progress.step
+    return older.progress.step <= left_at
+
+
+def put_aside(checkpoint: Path) -> Path:
+    """Give a name free that something else stands under; what stands there is kept under another one."""
+    return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.aside-{uuid.uuid4().hex[:8]}"))
+
+
+def verify(checkpoint: Path, names: Iterable[str] | None = None) -> list[str]:
+    """Re-hash files of a checkpoint, by default all; what is wrong, a line each.
 
     Raises:
-        CheckpointError: there are checkpoints and none is valid.
+        Unreadable: the file system refuses one now.
     """
-    candidates = look(run_dir)
-    for candidate in reversed(candidates):
-        problems = verify(candidate.path)
-        if not problems:
-            return candidate.path
-        log.error("WARNING: %s is damaged and skipped: %s", candidate.path, "; ".join(problems))
-    if candidates:
-        raise CheckpointError(f"every checkpoint in {run_dir} is damaged (see above); start anew with another run_dir.")
-    return None
-
-
-def verify(checkpoint: Path) -> list[str]:
-    """Re-hash every file; what is wrong, a line each."""
     try:
         files = manifest(checkpoint).files
+    except Unreadable:
+        raise
     except CheckpointError as error:
         return [str(error)]
     wrong = []
-    for name, expected in files.items():
+    for name in files if names is None else names:
         try:
-            if sha256_of(checkpoint / name) != expected.sha256:
+            if sha256_of(checkpoint / name) != files[name].sha256:
                 wrong.append(f"{name} does not have the sha256 that was recorded")
         except OSError as error:
-            wrong.append(f"{name} cannot be read ({error.strerror})")
+            refused = unreadable(checkpoint / name, error)
+            if isinstance(refused, Unreadable):
+                raise refused from error
+            wrong.append(str(refused))
     return wrong
 
 
@@ -110,7 +136,8 @@ def manifest(checkpoint: Path) -> Manifest:
     """Read a manifest and check that every file it lists is there in full.
 
     Raises:
-        CheckpointError: absent, unreadable, or a file is missing or truncated.
+        Unreadable: the file system refuses it now.
+        CheckpointError: absent, or a file is missing or truncated.
     """
     content = read(checkpoint)
     for name, expected in content.files.items():
@@ -125,9 +152,9 @@ def manifest(checkpoint: Path) -> Manifest:
 def retain(run_dir: Path, keep_last: int, keep_every: int | None, newest_step: int | None = None) -> None:
     """Remove older checkpoints, from manifests alone.
 
-    Kept are the last `keep_last` up to `newest_step` (which was just committed: what lies after it was stepped over when the
-    run resumed, and may be damaged), every step that is a multiple of `keep_every`, the one whose own weights were validated
-    with the lowest loss on the validation set of today, and any that a reader holds open or that cannot be read.
+    Kept are the last `keep_last` up to `newest_step`, which was just committed; every step that is a multiple of
+    `keep_every`; the one whose own weights were validated with the lowest loss on the validation set of today; any that a
+    reader holds open or that cannot be read; and what the newest one has not grown out of.
     """
     manifests: dict[Path, Manifest] = {}
     for found in look(run_dir):
@@ -135,17 +162,16 @@ def retain(run_dir: Path, keep_last: int, keep_every: int | None, newest_step: i
             manifests[found.path] = manifest(found.path)
         except CheckpointError as error:
             log.error("WARNING: %s is left alone: %s", found.path, error)
-    checkpoints = list(manifests)
-    counted = [path for path, m in manifests.items() if newest_step is None or m.step <= newest_step]
-    kept = set(counted[-keep_last:])
+    last = next((m for m in reversed(manifests.values()) if newest_step in (None, m.step)), None)
+    manifests = {path: m for path, m in manifests.items() if last is not None and descends(last, m)}
+    kept = set(list(manifests)[-keep_last:])
     if keep_every is not None:
         kept |= {path for path, m in manifests.items() if m.step % keep_every == 0}
     best = best_of(manifests)
     if best is not None:
         kept.add(best)
-    for checkpoint in checkpoints:
-        if checkpoint not in kept:
-            _remove_unless_read(checkpoint)
+    for checkpoint in manifests.keys() - kept:
+        _remove_unless_read(checkpoint)
 
 
 def best_of(manifests: dict[Path, Manifest]) -> Path | None:
@@ -163,19 +189,23 @@ def reading(checkpoint: Path) -> Iterator[None]:
     """Hold a checkpoint open, so that a running job's retention leaves it alone.
 
     Raises:
-        CheckpointError: it was removed in this moment.
+        Gone: it was removed in this moment.
+        Unreadable: the file system refuses it now.
     """
+    gone = Gone(f"{checkpoint} is not there, or was just removed by its run: take a newer one.")
     try:
         mark = locks.hold(checkpoint / f"{READING}{uuid.uuid4().hex}")
+    except FileNotFoundError as error:
+        raise gone from error
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise CheckpointError(f"{checkpoint} cannot be read ({error}).") from error
+            raise unreadable(checkpoint, error) from error
         log.info("WARNING: %s cannot be marked as being read (%s): a running job may remove it meanwhile", checkpoint, error)
         yield
         return
     with mark:
         if not (checkpoint / MANIFEST).exists():
-            raise CheckpointError(f"{checkpoint} was just removed by its run: take a newer one.")
+            raise gone
         yield
 
 
@@ -200,7 +230,34 @@ def _remove_unless_read(checkpoint: Path) -> None:
 
 
 def size_of(file: Path) -> int | None:
+    """Bytes of a file; None where there is none.
+
+    Raises:
+        Unreadable: the file system refuses it now.
+    """
     try:
         return file.stat().st_size
-    except OSError:
+    except OSError as error:
+        refused = unreadable(file, error)
+        if isinstance(refused, Unreadable):
+            raise refused from error
         return None
+
+
+def _directories(run_dir: Path) -> list[Path]:
+    """
+    Raises:
+        Unreadable: the file system refuses the directory now, or it is a link to nowhere.
+    """
+    folder = run_dir / "checkpoints"
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except FileNotFoundError as error:
+        if not folder.is_symlink():
+            return []
+        raise Unreadable(
+            f"{folder} links to {folder.readlink()}, which is not there now: mount it, or bring it back. To begin anew "
+            "choose another run_dir."
+        ) from error
+    except OSError as error:
+        raise unreadable(folder, error) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from trainer.config import InitFrom
+
 
 def add_trained_run(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint of which run a command works on."""
@@ -12,3 +14,25 @@ def add_trained_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
     parser.add_argument("--raw", action="store_true", help="the weights themselves, where the run keeps a running mean of them")
     parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Which weights, and in what they may differ from the configuration; the keys of `init_from`."""
+    add = parser.add_argument
+    add("--raw", action="store_true", help="the weights themselves, where a running mean of them is kept")
+    add("--take", metavar="NAME", help="which set of weights of a file that holds several")
+    order = "order of the channels of a file that does not say: published, configured (as in data.inputs), or names, a,b,c"
+    add("--channels", type=_channels, metavar="ORDER", help=order)
+    add("--allow-missing", action="append", default=[], metavar="NAME", help="repeatable")
+    changed = "accept that the weights were made with another value of this key, as wind_scan.mode; repeatable"
+    add("--allow-change", action="append", default=[], metavar="KEY", help=changed)
+
+
+def _channels(text: str) -> str | list[str]:
+    return text if text in ("published", "configured") else text.split(",")
+
+
+def source_of(options: argparse.Namespace, path: Path) -> InitFrom:
+    """What `add_weights` has parsed."""
+    keys = ("raw", "take", "channels", "allow_missing", "allow_change")
+    return InitFrom(path=path, **{key: getattr(options, key) for key in keys})

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from data.command_line import console
-from data.variables import BY_NAME
 from trainer.checkpoint import store
-from trainer.checkpoint.manifest import CheckpointError, Manifest
+from trainer.checkpoint.manifest import MANIFEST, CheckpointError, sha256_of
 
 EXAMPLES = """  python -m trainer checkpoint list runs/demo
   python -m trainer checkpoint verify runs/demo/checkpoints/latest
+  python -m trainer checkpoint show model.safetensors
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to model.safetensors
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to old_names.ckpt"""
+# What Lightning's load_from_checkpoint asks for; of the version in which a file without callbacks and loops is complete.
+LIGHTNING = {"pytorch-lightning_version": "2.5.0", "optimizer_states": [], "lr_schedulers": [], "callbacks": {}, "loops": {}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "verify", "show", "export"])
-    parser.add_argument("path", type=Path, help="run directory (list), or one checkpoint")
+    parser.add_argument("path", type=Path, help="run directory (list, export), one checkpoint, or an export (show)")
+    parser.add_argument("--raw", action="store_true", help="the weights themselves, where the run keeps a running mean of them")
     parser.add_argument(
         "--to",
         type=Path,
@@ -38,9 +41,22 @@ def run(options: argparse.Namespace) -> None:
             raise CheckpointError(f"{path} is damaged:\n" + "\n".join(f"  {p}" for p in problems))
         print(f"{path}: {len(store.manifest(path).files)} files have their recorded hashes")
     elif options.action == "show":
-        console().print_json(data=store.manifest(path).model_dump(exclude={"files", "tensors"}))
+        console().print_json(data=_described(path))
     else:
-        export(path, options.to)
+        export(path, options.to, options.raw)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a checkpoint, an export or an import says of itself."""
+    if (path / MANIFEST).exists():
+        return store.manifest(path).model_dump(exclude={"files", "tensors"})
+
+    from trainer.weights.reading import read
+
+    record = read(path).record
+    if record is None:
+        raise CheckpointError(f"{path} holds no record: it is no checkpoint, export or import of ours.")
+    return record.model_dump(exclude={"tensors"})
 
 
 def list_run(run_dir: Path) -> None:
@@ -69,60 +85,61 @@ def list_run(run_dir: Path) -> None:
     console().print(table)
 
 
-def export(checkpoint: Path, to: Path | None) -> None:
-    """Write one file that loads without DeepSpeed or this project.
+def export(path: Path, to: Path | None, raw: bool = False) -> None:
+    """Write one file that loads without DeepSpeed or this project, with its record in it.
+
+    Args:
+        path: a checkpoint, or a run, whose newest whole checkpoint is taken.
 
     Raises:
         CheckpointError: no file was named, or the checkpoint is damaged.
     """
     if to is None or to.suffix not in (".safetensors", ".ckpt"):
         raise CheckpointError("export needs --to FILE.safetensors or --to FILE.ckpt.")
-    m = store.manifest(checkpoint)
-    if to.suffix == ".ckpt" and m.config["model"]["elevation_bias"] == "climb":
+
+    import torch
+
+    from trainer.checkpoint.record import KEY, hash_tensors, write_tensors, write_whole
+    from trainer.model.compat import foreign_names
+    from trainer.weights.reading import read
+
+    weights = read(path, raw)
+    if weights.record is None:
+        raise CheckpointError(f"{path} is no checkpoint of ours: bring it along with `python -m trainer import` first.")
+    record = weights.record.model_copy(update={"made_from": weights.made_from})
+    # No network is built: the shape () of published scalars is the only difference to what the engine holds.
+    tensors = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.tensors.items()}
+    if to.suffix == ".safetensors":
+        if weights.loaded is not None:
+            record = record.model_copy(update={"files": _beside(weights.loaded.path.resolve().parent.parent, to)})
+        write_whole(to, lambda file: write_tensors(file, tensors, record))
+        to.with_suffix(".json").unlink(missing_ok=True)  # the record of an export of before it lay in the file
+        print(f"wrote {to}: the weights {weights.taken}")
+        return
+    if record.config["model"]["elevation_bias"] == "climb":
         raise CheckpointError(
             "the old code has no model.elevation_bias=climb and would take its alpha for descent: export to .safetensors."
         )
-    if store.verify(checkpoint):
-        raise CheckpointError(f"{checkpoint} is damaged: look at it with `python -m trainer checkpoint verify`.")
-
-    import torch
-    from safetensors.torch import save_file
-
-    from trainer.checkpoint import loading
-    from trainer.foreign.records import write_whole
-    from trainer.model.compat import foreign_names
-
-    weights = loading.load_weights(checkpoint) if m.config.get("ema") is None else loading.load_averaged(checkpoint)
-    # No network is built: the shape () of published scalars is the only difference to what the engine holds.
-    weights = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.items()}
-    if to.suffix == ".ckpt":
-        lightning = {"state_dict": foreign_names(weights), "epoch": 0, "global_step": m.step, "hyper_parameters": m.config}
-        write_whole(to, lambda file: torch.save(lightning, file))
-    else:
-        write_whole(to, lambda file: save_file(weights, file))
-        to.with_suffix(".json").write_text(json.dumps(described(m), indent=1))
-        _copy_what_forecasts_need(checkpoint.resolve().parent.parent, to)
-    print(f"wrote {to}")
+    named = foreign_names(tensors)
+    described = record.model_copy(update={"tensors": hash_tensors(named.items())}).model_dump_json()
+    lightning = {"state_dict": named, "epoch": 0, "global_step": record.step, KEY: described, **LIGHTNING}
+    write_whole(to, lambda file: torch.save(lightning, file))
+    print(f"wrote {to}: the weights {weights.taken}")
 
 
-def _copy_what_forecasts_need(run_dir: Path, to: Path) -> None:
-    """Grid, static fields, order of the scan and what is usual, for `load_forecaster` where the run is not."""
+def _beside(run_dir: Path, to: Path) -> dict[str, str]:
+    """Copy grid, static fields, order of the scan and what is usual, for `load_forecaster` where the run is not.
+
+    Returns:
+        The hash of each, by what its name ends in.
+    """
     from data.channels import climatology, surroundings
 
+    copied = {}
     for name in (surroundings.FILE, climatology.FILE):
+        target = to.with_suffix(f".{name}")
+        target.unlink(missing_ok=True)  # of another export
         if (run_dir / name).exists():
-            shutil.copyfile(run_dir / name, to.with_suffix(f".{name}"))
-
-
-def described(m: Manifest) -> dict[str, object]:
-    """What must be known to use exported weights."""
-    return {
-        "step": m.step,
-        "config": m.config,
-        "statistics": m.statistics,
-        "fingerprints": m.fingerprints,
-        "val_loss": m.progress.val_loss,
-        "val_step": m.progress.val_step,
-        "best_val_loss": m.progress.best_val_loss,
-        "units": {name: BY_NAME[name].units for name in m.statistics if name in BY_NAME},
-    }
+            shutil.copyfile(run_dir / name, target)
+            copied[name] = sha256_of(target)
+    return copied

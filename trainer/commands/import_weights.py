@@ -1,4 +1,4 @@
-"""Convert foreign weights, completely or not at all, to a directory that init_from reads."""
+"""Convert weights of any kind, completely or not at all, to a directory that init_from reads."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import json
 import sys
 from pathlib import Path
 
+from trainer.commands import add_weights, source_of
 from trainer.config_file import load
 
 EXAMPLES = """  python -m trainer import --from old.ckpt --to weights/published \\
-      --config launch/configs/china_128x256.yaml --allow-missing elevation_alpha"""
+      --config launch/configs/china_128x256.yaml --allow-missing elevation_alpha
+  python -m trainer import --from runs/first --to weights/first --config CONFIG --allow-change wind_scan.mode"""
+REPORT = "import.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    formats = "Lightning .ckpt, state dict, safetensors, DeepSpeed or our checkpoint directory"
+    formats = "a run, checkpoint or export of ours, Lightning .ckpt, state dict, safetensors, DeepSpeed or sharded directory"
     add("--from", dest="source", type=Path, required=True, help=formats)
     add("--to", type=Path, required=True, help="directory to write")
     add("--config", type=Path, required=True, help="run whose model section describes the network")
-    add("--allow-missing", action="append", default=[], metavar="NAME", help="repeatable")
+    add_weights(parser)
     add("overrides", nargs="*", metavar="key=value")
 
 
@@ -27,23 +30,30 @@ def run(options: argparse.Namespace) -> None:
     config = load(options.config, options.overrides)
 
     import torch
-    from safetensors.torch import save_file
 
-    from trainer.checkpoint.manifest import sha256_of
-    from trainer.foreign.records import RECORD, REPORT, recorded_beside, write_report, write_whole
-    from trainer.foreign.weights import import_weights
+    from trainer.checkpoint.manifest import MANIFEST, CheckpointError
+    from trainer.checkpoint.record import TRAINED, Record, write_tensors, write_whole
+    from trainer.checkpoint.state import WEIGHTS_FILE
     from trainer.model.topoflow import TopoFlow
+    from trainer.weights.fit import fit
+    from trainer.weights.reading import wanted
 
+    if (options.to / MANIFEST).exists():
+        raise CheckpointError(f"{options.to} is a checkpoint, which is not replaced: choose another --to.")
     torch.manual_seed(config.seed)
-    model = TopoFlow(config.architecture())
-    tensors, report = import_weights(model, options.source, options.allow_missing, config.data.channels().names)
+    source = source_of(options, options.source)
+    weights = wanted(source)
+    network = TopoFlow(config.architecture())
+    tensors, report = fit(weights, network, config, source)
     report.show(sys.stdout)
     report.refuse_unless_complete()
-    recorded = recorded_beside(options.source)
+    record = Record(config=config.model_dump(mode="json"), which=weights.taken or TRAINED, made_from=weights.made_from)
+    if weights.record is not None:
+        kept = {"step", "statistics", "fingerprints"} | ({"val_loss"} if report.same_function else set())
+        record = record.model_copy(update=weights.record.model_dump(include=kept))
     options.to.mkdir(parents=True, exist_ok=True)
     content = {name: t.contiguous() for name, t in tensors.items()}
-    written = write_whole(options.to / "weights.safetensors", lambda file: save_file(content, file))
-    write_report(report, options.to / REPORT, sha256=sha256_of(written))
-    if recorded is not None:
-        (options.to / RECORD).write_text(json.dumps(recorded, indent=1))
+    write_whole(options.to / WEIGHTS_FILE, lambda file: write_tensors(file, content, record))
+    (options.to / REPORT).write_text(json.dumps(report.to_json(), indent=1))
+    (options.to / "recorded.json").unlink(missing_ok=True)  # of an import of before weights had a record
     print(f"wrote {options.to}: start from it with init_from.path={options.to}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.command_line import console
 from trainer.checkpoint.manifest import CheckpointError
+from trainer.commands import add_weights, source_of
 from trainer.config_file import load
 
 EXAMPLES = """  python -m trainer which-cache --checkpoint weights/published --config CONFIG \\
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, required=True)
     add("--val-loss", type=float, help="the loss to reproduce (default: the one recorded with the checkpoint)")
     add("--tolerance", type=float, default=1e-3)
-    add("--allow-missing", action="append", default=[], metavar="NAME")
+    add_weights(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,26 +31,28 @@ def run(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from trainer.dataset import open_dataset
-    from trainer.foreign.records import recorded_beside
-    from trainer.foreign.weights import network_with
     from trainer.scores.scoring import validation_loss
+    from trainer.weights.fit import network_of
+    from trainer.weights.reading import wanted
 
-    recorded = recorded_beside(options.checkpoint)
-    wanted = options.val_loss if recorded is None or options.val_loss is not None else recorded["val_loss"]
-    if wanted is None:
+    source = source_of(options, options.checkpoint)
+    weights = wanted(source)
+    recorded = None if weights.record is None else weights.record.val_loss
+    loss_then = recorded if options.val_loss is None else options.val_loss
+    if loss_then is None:
         raise CheckpointError(f"{options.checkpoint} records no validation loss: give the one to reproduce with --val-loss.")
     losses: dict[Path, float] = {}
-    table = Table("cache", "orders", "validation loss", "difference", title=f"recorded: {wanted:.6f}")
-    network = network_with(config, options.checkpoint, options.allow_missing)[0].eval()
+    table = Table("cache", "orders", "validation loss", "difference", title=f"recorded: {loss_then:.6f}")
+    network = network_of(weights, config, source)[0].eval()
     for cache in options.caches:
         dataset = open_dataset(load(options.config, [f"wind_scan.cache={cache}"]), torch.device("cpu"))
         loss = losses[cache] = validation_loss(network, dataset)
         orders = dataset.fingerprints()["wind_scan_orders"][:12]
-        table.add_row(str(cache), orders, f"{loss:.6f}", f"{loss - wanted:+.6f}")
+        table.add_row(str(cache), orders, f"{loss:.6f}", f"{loss - loss_then:+.6f}")
     console().print(table)
-    best = min(losses, key=lambda cache: abs(losses[cache] - wanted))
-    if not abs(losses[best] - wanted) <= options.tolerance:
+    best = min(losses, key=lambda cache: abs(losses[cache] - loss_then))
+    if not abs(losses[best] - loss_then) <= options.tolerance:
         raise CheckpointError(
-            f"none of these caches reproduces {wanted:.6f} within {options.tolerance}; the nearest is {best}."
+            f"none of these caches reproduces {loss_then:.6f} within {options.tolerance}; the nearest is {best}."
         )
     print(f"{best} reproduces the recorded loss")

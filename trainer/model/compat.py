@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 LEGACY_REGIONS = (32, 32)
 RELEASE_SECTORS = 16
-KNOWN_BUFFERS = ("china_mask", "target_indices")
+# Beside weights: buffers of the old code, and counts that keepers of running means leave there.
+KNOWN_BUFFERS = ("china_mask", "target_indices", "initted", "step", "n_averaged", "num_updates", "decay")
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _RENAMED = (
     (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),
     (re.compile(r"(blocks\.\d+\.mlp\.)[23]\.(weight|bias)$"), r"\1fc2.\2"),
@@ -60,7 +63,7 @@ def translate(foreign: dict[str, Tensor], expected: dict[str, torch.Size]) -> Tr
         foreign: tensors as read.
         expected: names and shapes of the network to fill.
     """
-    stacked, remapped = _stack_projections(foreign)
+    stacked, remapped = _stack_projections(_unwrapped(foreign))
     renamed: dict[str, Tensor] = {}
     for key, tensor in stacked.items():
         new = key
@@ -74,7 +77,7 @@ def translate(foreign: dict[str, Tensor], expected: dict[str, torch.Size]) -> Tr
     prefix = _best_prefix(renamed, expected)
     result = Translation({}, {old: new.removeprefix(prefix) for old, new in remapped.items()})
     for key, tensor in renamed.items():
-        if key.rsplit(".", 1)[-1] in KNOWN_BUFFERS or _is_averaged_copy(key, prefix, expected):
+        if key.rsplit(".", 1)[-1] in KNOWN_BUFFERS:
             result.ignored.append(key)
             continue
         result.state[key.removeprefix(prefix)] = tensor
@@ -173,6 +176,13 @@ def moved_arguments(
     return F.pixel_shuffle(moved, patch), lead_hours, elevation, raster
 
 
+def _unwrapped(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what compiling and distributing wrappers put into them; what would then stand there twice keeps its own."""
+    short = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in foreign}
+    once = {name for name, count in Counter(short.values()).items() if count == 1}
+    return {short[key] if short[key] in once else key: tensor for key, tensor in foreign.items()}
+
+
 def _stack_projections(foreign: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`token_embeds.i.proj.{weight,bias}` of every variable -> the stacked `proj_weights`, `proj_biases`."""
     kept: dict[str, Tensor] = {}
@@ -203,15 +213,4 @@ def _best_prefix(keys: dict[str, Tensor], expected: dict[str, torch.Size]) -> st
             if key == name or key.endswith("." + name):
                 prefix = key[: len(key) - len(name)]
                 found[prefix] = found.get(prefix, 0) + int(np.prod(shape))
-    return max(found, key=lambda p: (found[p], not _averaged(p), -len(p))) if found else ""
-
-
-def _averaged(prefix: str) -> bool:
-    """Whether a prefix is that of an exponential moving average beside the weights themselves."""
-    return "ema" in re.split(r"[._]", prefix.lower())
-
-
-def _is_averaged_copy(key: str, prefix: str, expected: dict[str, torch.Size]) -> bool:
-    if key.startswith(prefix) and key.removeprefix(prefix) in expected:
-        return False
-    return any(key.endswith("." + name) and _averaged(key.removesuffix(name)) for name in expected)
+    return max(found, key=lambda p: (found[p], -len(p))) if found else ""

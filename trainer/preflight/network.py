@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from data.store.layout import hash_of, shard_file
-from trainer.checkpoint import loading, saving, state, store
-from trainer.checkpoint.manifest import Progress
+from trainer.checkpoint import loading, saving, state
+from trainer.checkpoint.manifest import CheckpointError, Progress
 from trainer.dataset import open_dataset
 from trainer.engine import build_engine, freeze, resolve_deepspeed, set_learning_rates
-from trainer.foreign.weights import network_with
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.preflight.report import Failed, Subject
 from trainer.run import start
 from trainer.scores.errors import weighted_loss
 from trainer.scores.scoring import validation_loss
 from trainer.scores.strength import judged_in
+from trainer.weights.fit import network_of
+from trainer.weights.reading import wanted
 
 LEAST_BIAS = 1e-3  # of scores: the highest patch would get 0.1 % less weight than the lowest one; below is F03
 SAMPLES = 12
@@ -81,14 +82,14 @@ def check_scan(subject: Subject) -> str:
 
 def check_weights(subject: Subject) -> str:
     assert subject.run
-    wanted = subject.run.init_from
-    if wanted is None:
+    source = subject.run.init_from
+    if source is None:
         torch.manual_seed(subject.run.seed)
         model = TopoFlow(subject.run.architecture())
         found = f"{sum(p.numel() for p in model.parameters()):,} parameters, random"
     else:
-        model, report = network_with(subject.run, wanted.path, wanted.allow_missing)
-        found = f"{100 * report.share:.2f} % of the parameters from {wanted.path}"
+        model, report = network_of(wanted(source), subject.run, source)
+        found = f"{100 * report.share:.2f} % of the parameters from {source.path}"
     freeze(model, subject.run)
     subject.model = model.to(subject.world.device)
     return found
@@ -202,17 +203,18 @@ def check_checkpoint(subject: Subject) -> str:
     assert subject.engine
     folder = subject.run.run_dir / "preflight"
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
         started = time.monotonic()
         present = start.describe(subject.run, subject.dataset, subject.engine.module, subject.deepspeed, 1)
         path = saving.Saving(folder, present, state.capture(subject.engine)).commit()
         written = time.monotonic() - started
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        wrong = store.verify(path)
-        recorded = store.manifest(path).tensors
-        if wrong or state.changed(loading.load(path), recorded):
-            raise Failed(f"what was read from {folder} is not what was written: {wrong}", "do not train on this file system")
-        start.load(subject.engine, start.Start(Progress(), path, loading.load(path), recorded))
+        try:
+            read = loading.load(path)
+        except CheckpointError as error:
+            raise Failed(f"what was read is not what was written: {error}", "do not train on this file system") from error
+        start.load(subject.engine, start.Start(Progress(), path, read.named))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return f"{size / 1e6:.0f} MB written, read and compared; written in {written:.1f} s"
@@ -226,11 +228,11 @@ def check_resume(subject: Subject) -> str:
     assert subject.model
     deepspeed = resolve_deepspeed(options.deepspeed_config, subject.asked, options.world_size)
     present = start.describe(subject.asked, subject.dataset, subject.model, deepspeed, options.world_size)
-    earlier = subject.dataset.store.earlier
-    found, progress = start.look_back(subject.asked, present, options.allow_change, earlier)
+    same_data = subject.dataset.store.continues
+    found, progress = start.look_back(subject.asked, present, options.allow_change, same_data)
     if found is not None:
         warning = judged_in(subject.asked.run_dir)
-        return f"continues from {found} at step {progress.step} of {subject.asked.steps}" + (warning and f". {warning}")
+        return f"continues from {found.path} at step {progress.step} of {subject.asked.steps}" + (warning and f". {warning}")
     other = start.of_another_directory(subject.asked.run_dir, options.config)
     if other is not None:
         raise Failed(

@@ -31,7 +31,7 @@ class Subject:
     """What is examined; each check may leave something for those after it."""
 
     options: argparse.Namespace
-    world: launch.World
+    world: launch.Joined
     run: Run | None = None  # as examined here: one rank, its batch alone
     asked: Run | None = None  # as the job will run it
     dataset: Dataset | None = None

@@ -101,7 +101,7 @@ class Failing:
             return None
         path = self.folder / f"rank-{self.rank}.log"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # never a run directory that was moved while it ran
             with path.open("a") as file:
                 trace = "" if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n{trace}")
@@ -135,8 +135,10 @@ def _tell_torchrun(text: str) -> None:
 
 
 def _end(code: int) -> None:
-    locks.let_go()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        locks.let_go()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where the terminal has gone
+        os._exit(code)

@@ -17,48 +17,42 @@ import torch.distributed as dist
 
 from data import locks
 from trainer.checkpoint.consistency import on_main
-from trainer.process.ranks import LaunchError, find_ranks
+from trainer.process.ranks import LaunchError, World, world
 
 log = logging.getLogger("trainer")
 SEEN_WITHIN_S = 20.0  # a file just written by rank 0, on every host
 
 
 @dataclass(frozen=True)
-class World:
-    rank: int
-    local_rank: int
-    size: int
-    launcher: str
+class Joined(World):
+    """The ranks of a job that have met, and the device of this one."""
+
     device: torch.device
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
-
-def join(timeout_minutes: float) -> World:
+def join(timeout_minutes: float) -> Joined:
     """Find the ranks, choose the device and create the process group.
 
     Raises:
         LaunchError: as `find_ranks`, or the master's address is unknown.
     """
-    rank, local_rank, size, launcher = find_ranks(os.environ)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
+    mine = world()
+    os.environ.update(RANK=str(mine.rank), LOCAL_RANK=str(mine.local_rank), WORLD_SIZE=str(mine.size))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shards and a socket a peer are more than the usual 1024
-    _find_master(launcher)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", choose_device(launcher, local_rank, torch.cuda.device_count()))
+    _find_master(mine.launcher)
+    _require_master()
+    device = device_of(mine)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", mine.size))))
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
 
-    deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    deepspeed_logger.setLevel(logging.WARNING if mine.is_main else logging.ERROR)
     leave_muon_uncompiled()
     if device.type == "cpu":
         skip_inference_operator()
@@ -67,23 +61,18 @@ def join(timeout_minutes: float) -> World:
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-    return World(rank, local_rank, size, launcher, device)
+    return Joined(mine.rank, mine.local_rank, mine.size, mine.launcher, device)
 
 
-def choose_device(launcher: str, local_rank: int, visible: int) -> int:
-    """The GPU of a rank among the visible ones: its own, or the only one where the scheduler shows each task one.
+def device_of(mine: World) -> torch.device:
+    """The GPU of a rank, or the CPU where torch sees no GPU.
 
     Raises:
-        LaunchError: a host has more ranks than visible GPUs, so that two would share one.
+        LaunchError: a host has more ranks than visible GPUs.
     """
-    if visible == 1 and launcher in ("srun", "mpirun"):
-        return 0
-    if local_rank >= visible:
-        raise LaunchError(
-            f"local rank {local_rank} finds {visible} GPU(s) (CUDA_VISIBLE_DEVICES="
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): start one rank a GPU."
-        )
-    return local_rank
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", mine.gpu(torch.cuda.device_count()))
 
 
 def skip_inference_operator() -> None:
@@ -101,7 +90,7 @@ def leave_muon_uncompiled() -> None:
     compiler.compile = lambda: compiler.dummy_decorator
 
 
-def try_collectives(world: World, megabytes: int = 16) -> None:
+def try_collectives(world: Joined, megabytes: int = 16) -> None:
     """All-reduce within every host, between two hosts, and over all ranks: where the network is broken, here is where.
 
     Raises:
@@ -148,7 +137,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def require_shared(run_dir: Path, world: World) -> None:
+def require_shared(run_dir: Path, world: Joined) -> None:
     """Every rank must see what rank 0 has written, or its shard of a checkpoint would lie where nobody finds it; collective.
 
     Raises:
@@ -179,7 +168,7 @@ def _write_probe(run_dir: Path, token: str) -> str:
     return token
 
 
-def claim(run_dir: Path, world: World) -> locks.Held | None:
+def claim(run_dir: Path, world: Joined) -> locks.Held | None:
     """Hold the run directory for this job, so that orphans of a killed launcher and their successor never both write.
 
     Returns:
@@ -214,6 +203,18 @@ def _find_master(launcher: str) -> None:
     else:
         raise LaunchError(f"{launcher} gave ranks but not MASTER_ADDR and MASTER_PORT: export the first host and a free port.")
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+
+
+def _require_master() -> None:
+    """A name that nobody can look up would be asked for until the rendezvous gives up, ten minutes later."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(address, int(port))
+    except (OSError, ValueError, OverflowError) as error:
+        raise LaunchError(
+            f"MASTER_ADDR={address}, MASTER_PORT={port} is no address on {socket.gethostname()} ({error}): export the name of "
+            "rank 0's host as the others know it, and a free port."
+        ) from error
 
 
 def _free_port() -> int:

@@ -27,11 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     add = parser.add_argument
     limit = "save and exit with code 75 after this long (under SLURM also before the job's end)"
-    add("--time-limit", type=float, metavar="MINUTES", help=limit)
+    add("--time-limit", type=_minutes, metavar="MINUTES", help=limit)
     add("--world-size", type=int, metavar="N", help="refuse to start with another number of ranks")
-    stopped = "create this and exit with 0 after a stop at the time limit or by SIGUSR1"
+    stopped = "create this after a stop at the time limit or by SIGUSR1, and exit with 0 after any stop"
     add("--stopped-file", type=Path, metavar="FILE", help=stopped)
     add("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0.0 < minutes < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no length of time in minutes")
+    return minutes
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data import Refusal
+from data.command_line import open_streams
 from trainer.config import Run
 from trainer.config_file import load, require_wandb
 from trainer.process.failure import Failing, quieten
-from trainer.process.ranks import find_ranks, require_size
-from trainer.process.watchdog import BACKSTOP_S, Watchdog
+from trainer.process.ranks import require_size, world
+from trainer.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from trainer.process.launch import World
+    from trainer.process.launch import Joined
     from trainer.process.stop import StopVote
 
 EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
+# Deadlines are the watchdog's, which names the silent ranks and knows when the whole job was suspended.
+COLLECTIVES_MINUTES = 7 * 24 * 60.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Job:
 
     run: Run
     options: argparse.Namespace
-    world: World
+    world: Joined
     watchdog: Watchdog
     stop: StopVote
 
@@ -43,34 +46,35 @@ def run_rank(options: argparse.Namespace, train: Train) -> int:
     """Meet the other ranks, `train`, part.
 
     Returns:
-        0 when the run is finished, EXIT_STOPPED when it was stopped on request. What is refused or fails ends the process
-        inside (process/failure.py).
+        0 when the run is finished, EXIT_STOPPED when it was stopped on request (0 there, too, where another code would make
+        whoever started it start it again). What is refused or fails ends the process inside (process/failure.py).
     """
+    open_streams()
     rank = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdecimal() else 0
     failing = Failing(rank, options.debug)
     try:
-        rank, _, size, _ = find_ranks(os.environ)
-        failing.rank = rank
-        quieten(rank)
-        run = prepare(options, size)
+        mine = world()
+        failing.rank = mine.rank
+        quieten(mine.rank)
+        run = prepare(options, mine.size)
         failing.keep_in(run.run_dir)
 
         from trainer.process import launch
 
-        with Watchdog(run.run_dir, rank, size, run.watch) as watchdog:
+        with Watchdog(run.run_dir, mine.rank, mine.size, run.watch) as watchdog:
             watchdog.enter("rendezvous")
-            # Longer than any deadline: the watchdog's report names the silent ranks, a broken collective does not.
-            world = launch.join((max(run.watch.model_dump().values()) + BACKSTOP_S) / 60)
+            joined = launch.join(COLLECTIVES_MINUTES)
             watchdog.enter("first_collective")
-            launch.try_collectives(world)
+            launch.try_collectives(joined)
             watchdog.enter("start")
-            finished = work(run, options, world, watchdog, train)
+            finished = work(run, options, joined, watchdog, train)
             watchdog.enter("first_collective")
             launch.leave()
     except Refusal as error:
         failing.refuse(error)
-    # A scheduler that watches the file kills the others when the first rank fails: stopping is no failure to it.
-    return 0 if finished or options.stopped_file else EXIT_STOPPED
+    # To a scheduler that watches the file, and to an agent that starts again what fails, stopping is no failure.
+    restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return 0 if finished or options.stopped_file or restarted else EXIT_STOPPED
 
 
 def prepare(options: argparse.Namespace, size: int) -> Run:
@@ -89,7 +93,7 @@ def prepare(options: argparse.Namespace, size: int) -> Run:
     return run
 
 
-def work(run: Run, options: argparse.Namespace, world: World, watchdog: Watchdog, train: Train) -> bool:
+def work(run: Run, options: argparse.Namespace, world: Joined, watchdog: Watchdog, train: Train) -> bool:
     """Hold the run directory, `train`, and let go; collective."""
     from trainer.process import launch
     from trainer.process.stop import StopVote, end_time

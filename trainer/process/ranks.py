@@ -1,4 +1,4 @@
-"""Which rank is this, of how many? One answer for every launcher; without torch.
+"""Which rank is this, of how many? THE answer for every command and every launcher; without torch.
 
 `deepspeed` and `torchrun` say it in the environment, `srun` in SLURM's variables, `mpirun` through mpi4py; without any of
 them a process is alone.
@@ -6,7 +6,10 @@ them a process is alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 
 from data import Refusal
 
@@ -15,14 +18,53 @@ class LaunchError(Refusal):
     """The launcher's variables are incomplete or contradict one another, or the run directory is not this job's."""
 
 
-def find_ranks(environ: Mapping[str, str]) -> tuple[int, int, int, str]:
-    """(rank, local rank, world size, launcher) from the environment.
+@dataclass(frozen=True)
+class World:
+    """This process among those that were started together."""
+
+    rank: int
+    local_rank: int
+    size: int
+    launcher: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gpu(self, visible: int) -> int:
+        """Index of this rank's GPU among the visible ones: its own, or the only one where each task is shown one.
+
+        Raises:
+            LaunchError: a host has more ranks than visible GPUs, so that two would share one.
+        """
+        if visible == 1 and self.launcher in ("srun", "mpirun"):
+            return 0
+        if self.local_rank >= visible:
+            raise LaunchError(
+                f"local rank {self.local_rank} finds {visible} GPU(s) (CUDA_VISIBLE_DEVICES="
+                f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): start one rank a GPU."
+            )
+        return self.local_rank
+
+
+def world() -> World:
+    """What the environment of this process says.
+
+    Raises:
+        LaunchError: as `find_ranks`.
+    """
+    return find_ranks(os.environ)
+
+
+def find_ranks(environ: Mapping[str, str]) -> World:
+    """What an environment says of the process that has it.
 
     Raises:
         LaunchError: variables are incomplete or contradict one another.
     """
     stated = {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in environ}
-    numbers = {**stated, **{name: environ[name] for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID") if name in environ}}
+    counted = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    numbers = stated | {name: environ[name] for name in counted if name in environ}
     for name, text in numbers.items():
         if not text.isdecimal():
             raise LaunchError(f"{name}='{text}' is not a number of ranks: unset it or use a launcher.")
@@ -40,16 +82,26 @@ def find_ranks(environ: Mapping[str, str]) -> tuple[int, int, int, str]:
                 f"WORLD_SIZE=1 inside a SLURM step of {slurm_tasks} tasks: they would be {slurm_tasks} separate "
                 'trainings. With the deepspeed launcher add --launcher_args "--mpi=pmi2".'
             )
-        return rank, local, size, "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+        return World(rank, local, size, "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed")
     if slurm_tasks > 1:
-        return int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"]), slurm_tasks, "srun"
+        if "SLURM_LOCALID" not in environ:
+            raise LaunchError(
+                "SLURM gives SLURM_PROCID but not SLURM_LOCALID, so a rank cannot know its GPU: start it with srun."
+            )
+        return World(int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"]), slurm_tasks, "srun")
     if "PMI_SIZE" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
-        from mpi4py import MPI
+        return _of_mpi()
+    return World(0, 0, 1, "single process")
 
-        world = MPI.COMM_WORLD
-        local = world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
-        return world.Get_rank(), local, world.Get_size(), "mpirun"
-    return 0, 0, 1, "single process"
+
+@cache
+def _of_mpi() -> World:
+    """Asked once: splitting is a collective."""
+    from mpi4py import MPI
+
+    everyone = MPI.COMM_WORLD
+    local = everyone.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
+    return World(everyone.Get_rank(), local, everyone.Get_size(), "mpirun")
 
 
 def require_size(size: int, asked: int | None) -> None:

@@ -7,17 +7,21 @@ TWICE_S of the first counts as the first.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+log = logging.getLogger("trainer")
 TIME_LIMIT = "the time limit"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 TWICE_S = 0.5
@@ -102,13 +106,27 @@ class StopVote:
                 first = time.monotonic()
                 self.reason = signal.Signals(number).name
             elif time.monotonic() - first > TWICE_S:
-                print(f"{signal.Signals(number).name} again: ending at once, without saving", file=sys.stderr, flush=True)
+                with suppress(OSError, ValueError):  # a terminal that has gone
+                    print(f"{signal.Signals(number).name} again: ending at once, without saving", file=sys.stderr, flush=True)
                 os._exit(128 + number)
 
 
 def end_time(limit_minutes: float | None, environ: Mapping[str, str], reserve_s: float = 120.0) -> float | None:
-    """When to stop, in seconds since the epoch: the limit given, or the scheduler's end less time to save."""
+    """When to stop, in seconds since the epoch: the limit given, or the scheduler's end less time to save.
+
+    An end that is no time, or has passed, is that of another job, in whose shell this one was started: it is named, not obeyed.
+    """
     ends = [] if limit_minutes is None else [time.time() + 60.0 * limit_minutes]
-    if "SLURM_JOB_END_TIME" in environ:
-        ends.append(float(environ["SLURM_JOB_END_TIME"]) - reserve_s)
+    stated = environ.get("SLURM_JOB_END_TIME")
+    if stated is not None:
+        try:
+            end = float(stated)
+        except ValueError:
+            end = math.nan
+        if end > time.time():
+            ends.append(end - reserve_s)
+        else:
+            log.info(
+                "WARNING: SLURM_JOB_END_TIME=%s is no time to come, and is not obeyed: unset it, or use --time-limit", stated
+            )
     return min(ends, default=None)

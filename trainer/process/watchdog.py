@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,9 @@ from trainer.config import Watch
 
 EXIT_HUNG = 70
 GATHER_S = 4.0  # from the first report to the verdict: others look for it once a second
-BACKSTOP_S = 30.0  # after a deadline, for a process whose interpreter no thread can enter
+TICK_S = 1.0
+SUSPENDED_S = 5.0  # a tick that is so late: the whole process stood still, as when a scheduler suspends a job
+BACKSTOP_S = 30.0  # after a deadline, stacks are shown also where no thread can enter the interpreter
 
 
 class Watchdog:
@@ -28,6 +31,7 @@ class Watchdog:
     def __init__(self, run_dir: Path, rank: int, size: int, limits: Watch) -> None:
         self.folder, self.rank, self.size, self.limits = run_dir / "watchdog", rank, size, limits
         self._now = ("", time.monotonic(), time.time())  # phase, when it began by either clock; one tuple, set at once
+        self._suspended = 0.0  # seconds in all, which count for no deadline
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -41,18 +45,26 @@ class Watchdog:
 
     def enter(self, phase: str) -> None:
         """The phase from now on: a field of `config.Watch`."""
-        self._now = (phase, time.monotonic(), time.time())
-        faulthandler.dump_traceback_later(getattr(self.limits, phase) + BACKSTOP_S, exit=True)
+        self._now = (phase, time.monotonic() - self._suspended, time.time())
+        faulthandler.dump_traceback_later(getattr(self.limits, phase) + BACKSTOP_S)
 
     def _watch(self) -> None:
-        while not self._done.wait(1.0):
+        ticked = time.monotonic()
+        while not self._done.wait(TICK_S):
+            late = time.monotonic() - ticked - TICK_S
+            ticked = time.monotonic()
+            if late > SUSPENDED_S:
+                self._suspended += late
             phase, since, entered_at = self._now
             if not phase:
                 continue
-            waited, deadline = time.monotonic() - since, getattr(self.limits, phase)
+            waited, deadline = ticked - self._suspended - since, getattr(self.limits, phase)
             # Looking for others' reports only when it is late keeps the shared file system out of normal steps.
             if waited > deadline or (waited > deadline / 2 and self._reported(entered_at)):
-                self._give_up(phase, waited, entered_at)
+                try:
+                    self._give_up(phase, waited, entered_at)
+                finally:  # the main thread is stuck and cannot unwind; the disk may be what has failed
+                    os._exit(EXIT_HUNG)
 
     def _reported(self, entered_at: float) -> set[int]:
         """Ranks that have reported since this rank entered its phase."""
@@ -76,7 +88,7 @@ class Watchdog:
                 f"others are in {self.folder}. Look at the host of a silent rank, then start again: the run resumes."
             )
             (self.folder / "report.txt").write_text(verdict + "\n")
-            print(f"[rank {self.rank}] {verdict}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # a terminal that has gone
+                print(f"[rank {self.rank}] {verdict}", file=sys.stderr, flush=True)
         else:
             time.sleep(1.0)  # the first exit makes launchers kill the rest
-        os._exit(EXIT_HUNG)  # the main thread is stuck and cannot unwind

@@ -13,7 +13,7 @@ from data import DataError
 from trainer.forecaster import Forecaster, given_weather, hour_of
 from trainer.report import runs, scores
 from trainer.report.page import page
-from trainer.scores.comparison import read_evaluation
+from trainer.scores.comparison import identity_of, other_identity, read_evaluation
 from trainer.scores.strength import judged_in
 
 LINES = {
@@ -45,9 +45,9 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
         raise DataError(f"{source} is not there. Run `python -m trainer evaluate {run_dir} --split {split}` first.")
     evaluation = read_evaluation(source)
     maps = _maps(source, evaluation)
-    weights = "their running mean" if forecaster.averaged else "as trained"
-    scored = [evaluation["step"], evaluation.get("weights"), evaluation["fingerprints"]]
-    if scored != [forecaster.manifest.step, weights, forecaster.dataset.fingerprints()]:
+    scored = [evaluation["step"], evaluation.get("weights")]
+    others = other_identity(evaluation, identity_of(forecaster.dataset))
+    if others or scored != [forecaster.manifest.step, forecaster.which]:
         raise DataError(
             f"{source} is of step {evaluation['step']}, {evaluation.get('weights')}; {forecaster.checkpoint.name} differs in "
             "step, weights or data: evaluate again."

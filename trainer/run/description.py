@@ -16,13 +16,13 @@ from trainer.config_file import dump
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of
 from trainer.model.elevation_bias import kernel_name
-from trainer.process.launch import World
+from trainer.process.launch import Joined
 from trainer.run.start import Start, of_another_directory
 
 log = logging.getLogger("trainer")
 
 
-def announce(dataset: Dataset, samples: int, world: World, engine: Any, begun: Start, config: Path) -> None:
+def announce(dataset: Dataset, samples: int, world: Joined, engine: Any, begun: Start, config: Path) -> None:
     """Print the resolved configuration once, and keep it with the run; collective.
 
     Args:
@@ -54,7 +54,7 @@ def announce(dataset: Dataset, samples: int, world: World, engine: Any, begun: S
     )
 
 
-def agreed_kernel(run: Run, world: World) -> str:
+def agreed_kernel(run: Run, world: Joined) -> str:
     """How the elevation bias is computed, alike on all ranks; collective.
 
     Raises:

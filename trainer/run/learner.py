@@ -17,7 +17,7 @@ from trainer.config import Run
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of, guard_plain_step, set_learning_rates, step_was_skipped
 from trainer.model.architecture import training_flops
-from trainer.process.launch import World
+from trainer.process.launch import Joined
 from trainer.run.course import Course
 from trainer.run.window import Window, measure_matrix_rate
 from trainer.scores.errors import weighted_loss
@@ -32,7 +32,7 @@ def importance(run: Run, device: torch.device) -> torch.Tensor:
 class Learner:
     """The network under its engine, and the micro-batches that it learns from next."""
 
-    def __init__(self, engine: Any, dataset: Dataset, course: Course, world: World, samples: SampleIndex) -> None:
+    def __init__(self, engine: Any, dataset: Dataset, course: Course, world: Joined, samples: SampleIndex) -> None:
         """Read the first batch; collective, so that a rank without data is found out here."""
         self.engine, self.dataset, self.course, self.world = engine, dataset, course, world
         self.accumulation = course.run.batch.accumulation(world.size)

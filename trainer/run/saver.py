@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer.checkpoint import saving, state, store
-from trainer.checkpoint.manifest import Memory
+from trainer.checkpoint import same_run, saving, state, store
+from trainer.checkpoint.manifest import CheckpointError, Memory
 from trainer.run.course import Course
 from trainer.run.telemetry import Telemetry
 
@@ -51,14 +51,15 @@ class Saver:
         pending, self._pending, started = self._pending, None, time.monotonic()
         path = pending.commit()
         if dist.get_rank() == 0:
-            self._retain(pending.step)
+            self._settle(pending.step)
         seconds = pending.stall + time.monotonic() - started
         self._telemetry.record("checkpoint", pending.step, {"stall_s": seconds, "write_s": pending.write_seconds})
         log.info("saved %s: training waited %.2f s, written in %.2f s", path, seconds, pending.write_seconds)
 
-    def _retain(self, step: int) -> None:
-        keep = self._course.run.checkpoint
+    def _settle(self, step: int) -> None:
+        run_dir, keep = self._course.run.run_dir, self._course.run.checkpoint
         try:
-            store.retain(self._course.run.run_dir, keep.keep_last, keep.keep_every, step)
-        except OSError as error:
+            same_run.remember(run_dir, self._present.run, step)
+            store.retain(run_dir, keep.keep_last, keep.keep_every, step)
+        except (OSError, CheckpointError) as error:
             log.info("WARNING: old checkpoints were not removed (%s); the new one is whole, the next save tries again", error)

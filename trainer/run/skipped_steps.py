@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from data import Refusal
-from trainer.checkpoint import consistency, loading, store
+from trainer.checkpoint import consistency, loading
 from trainer.checkpoint.manifest import Progress
 from trainer.process.watchdog import Watchdog
 from trainer.run.learner import Learner
@@ -76,18 +77,19 @@ def _write_down_samples(learner: Learner) -> None:
 def _roll_back(learner: Learner) -> bool:
     """Be again what the last checkpoint was, and step over the samples since; False where there is none yet."""
     course = learner.course
-    found = consistency.on_main(lambda: store.newest_valid(course.run.run_dir))
-    if found is None:
+    begun = Start(Progress())
+
+    def read() -> tuple[Progress, Path | None]:
+        found = loading.newest(course.run.run_dir, step_over=True)
+        if found is None:
+            return begun.progress, None
+        begun.named = found.named
+        return found.manifest.progress, found.path
+
+    remembered, begun.checkpoint = consistency.on_main(read)
+    if begun.checkpoint is None:
         log.info("WARNING: no checkpoint to roll back to yet: the step is only skipped")
         return False
-    begun = Start(Progress(), found)
-
-    def read() -> Progress:
-        manifest = store.manifest(found)
-        begun.named, begun.recorded = loading.load(found), manifest.tensors
-        return manifest.progress
-
-    remembered = consistency.on_main(read)
     load(learner.engine, begun)
     now = course.progress
     bad = [now.samples_seen - course.run.batch.total, now.samples_seen]
@@ -98,5 +100,5 @@ def _roll_back(learner: Learner) -> bool:
     remembered.bad_steps, remembered.changes = now.bad_steps, now.changes
     course.progress = remembered
     learner.go_back()
-    log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", found, *bad)
+    log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", begun.checkpoint, *bad)
     return True

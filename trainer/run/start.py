@@ -5,8 +5,11 @@ What can be refused here is refused alike by `preflight`, which calls `look_back
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +18,20 @@ from typing import Any
 import torch
 
 from trainer import engine as engines
+from trainer.baselines import blend
 from trainer.checkpoint import consistency, loading, same_run, saving, state, store
-from trainer.checkpoint.manifest import CheckpointError, Memory, Progress
+from trainer.checkpoint.loading import Loaded
+from trainer.checkpoint.manifest import Begun, CheckpointError, Memory, Progress
 from trainer.checkpoint.state import Named
 from trainer.config import Run
 from trainer.config_file import validate
 from trainer.dataset import Dataset
-from trainer.foreign.records import write_report
-from trainer.foreign.weights import import_weights
 from trainer.model.topoflow import TopoFlow
+from trainer.weights.fit import fit
+from trainer.weights.reading import wanted
 
 log = logging.getLogger("trainer")
+IMPORT = "import.json"  # in the run directory: what was loaded before step 1
 
 
 @dataclass
@@ -35,7 +41,6 @@ class Start:
     progress: Progress
     checkpoint: Path | None = None
     named: Named = field(default_factory=Named)  # on rank 0
-    recorded: dict[str, str] = field(default_factory=dict)  # on rank 0: hashes from the manifest
 
 
 def describe(run: Run, dataset: Dataset, network: TopoFlow, deepspeed: dict[str, Any], ranks: int) -> Memory:
@@ -53,26 +58,36 @@ def describe(run: Run, dataset: Dataset, network: TopoFlow, deepspeed: dict[str,
     )
 
 
-def begin(run: Run, network: TopoFlow, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()) -> Start:
-    """Read on rank 0 what the run begins with; collective.
+def begin(dataset: Dataset, network: TopoFlow, present: Memory, allow_change: list[str]) -> Start:
+    """Read on rank 0 what the run begins with, and name this start in `present`; collective.
+
+    Rank 0 alone looks into the run directory: another rank may see it late, or not at all.
 
     Raises:
-        CheckpointError: on every rank, if there are checkpoints but none is valid, the run would not be the same run, or
+        CheckpointError: on every rank, if checkpoints cannot be read or none is whole, the run would not be the same run, or
             foreign weights do not load completely.
     """
+    run = dataset.run
     begun = Start(Progress())
 
-    def read() -> tuple[Progress, Path | None]:
+    def read() -> tuple[Progress, Path | None, str, list[Begun]]:
         saving.mend(run.run_dir)
-        found, progress = look_back(run, present, allow_change, earlier)
-        if found is not None:
-            with store.reading(found):
-                begun.named, begun.recorded = loading.load(found), store.manifest(found).tensors
-        else:
+        found, progress = look_back(run, present, allow_change, dataset.store.continues)
+        this = Begun(id=uuid.uuid4().hex, step=progress.step)
+        name, starts = this.id, [this]
+        if found is None:
+            if run.model.predict == "change":
+                blend.fit(network, dataset)
             begun.named = Named(_foreign_weights(network, run) or _own_weights(network))
-        return progress, found
+        else:
+            begun.named = found.named
+            name, starts = found.manifest.run or this.id, [*found.manifest.starts, this]
+            _put_others_aside(run.run_dir, found)
+        same_run.remember(run.run_dir, name, None if found is None else progress.step)
+        (run.run_dir / "checkpoints").mkdir(exist_ok=True)  # so that every host sees it by the first save
+        return progress, None if found is None else found.path, name, starts
 
-    begun.progress, begun.checkpoint = consistency.on_main(read)
+    begun.progress, begun.checkpoint, present.run, present.starts = consistency.on_main(read)
     return begun
 
 
@@ -82,34 +97,35 @@ def load(engine: Any, start: Start) -> None:
     Raises:
         CheckpointError: on every rank, naming the first tensor that differs and where.
     """
-    consistency.on_main(lambda: _require_as_saved(start))
-    state.restore(engine, start.named)
+    new = state.restore(engine, start.named)
     state.prove(engine, state.hashes_of(start.named, engine))
-    start.named, start.recorded = Named(), {}  # gigabytes, for a large network
+    start.progress.changes += [{"step": start.progress.step, **change} for change in new]
+    start.named = Named()  # gigabytes, for a large network
 
 
 def look_back(
-    run: Run, present: Memory, allow_change: list[str], earlier: tuple[str, ...] = ()
-) -> tuple[Path | None, Progress]:
-    """The newest valid checkpoint of the run directory, if there is one, and how far it is; warns of what cannot act.
+    run: Run, present: Memory, allow_change: list[str], same_data: Callable[[str], bool] = lambda _: False
+) -> tuple[Loaded | None, Progress]:
+    """The newest whole checkpoint of the run directory, if there is one, and how far it is; warns of what cannot act.
 
     Raises:
-        CheckpointError: there are checkpoints but none is valid, the run would not be the same run, or `init_from` does
-            not exist.
+        CheckpointError: the run directory has a history and no checkpoint that can be used, the run would not be the same
+            run, or `init_from` does not exist.
     """
     if run.init_from is not None and not run.init_from.path.exists():
         raise CheckpointError(f"init_from: no weights at {run.init_from.path}.")
-    found = store.newest_valid(run.run_dir)
+    found = loading.newest(run.run_dir, step_over=True)
+    same_run.require_own(run.run_dir, None if found is None else found.manifest)
     if found is None:
         return None, Progress()
     if run.resume == "never":
         raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
-    remembered = store.manifest(found)
-    before = validate(remembered.config, str(found / "manifest.json"))
+    remembered = found.manifest.model_copy()
+    before = validate(remembered.config, str(found.path / "manifest.json"))
     remembered.config = before.model_dump(mode="json")  # with what keys that came later mean where they are not written
-    changes = same_run.compare(found, remembered, present, allow_change, earlier)
+    changes = same_run.compare(found.path, remembered, present, allow_change, same_data)
     progress = replace(remembered.progress)
-    _warn_of_ignored(run, before, found)
+    _warn_of_ignored(run, before, found.path)
     rates = [engines.learning_rate(r.optimizer.lr, progress.step, r.steps, r.schedule) for r in (before, run)]
     if rates[0] != rates[1]:
         log.info(
@@ -120,6 +136,15 @@ def look_back(
     return found, progress
 
 
+def _put_others_aside(run_dir: Path, found: Loaded) -> None:
+    """What the run does not continue from, nor has grown out of, gets another name: it is neither lost nor in the way."""
+    step = found.manifest.step
+    for other in store.look(run_dir):
+        grown = other.step <= step if other.manifest is None else store.descends(found.manifest, other.manifest)
+        if other.path != found.path and not grown:
+            log.error("WARNING: %s is not continued, and is called %s now", other.path, store.put_aside(other.path).name)
+
+
 def of_another_directory(run_dir: Path, config: Path) -> Path | None:
     """A run of the same relative name, with checkpoints, beside the configuration or above it: a start from another
     directory than before would silently begin a second run."""
@@ -128,7 +153,7 @@ def of_another_directory(run_dir: Path, config: Path) -> Path | None:
         return None
     name = run_dir.relative_to(here)
     candidates = [parent / name for parent in config.absolute().parents if parent != here]
-    return next((candidate for candidate in candidates if store.committed(candidate)), None)
+    return next((candidate for candidate in candidates if store.look(candidate)), None)
 
 
 def _warn_of_ignored(run: Run, before: Run, found: Path) -> None:
@@ -144,15 +169,6 @@ def _warn_of_ignored(run: Run, before: Run, found: Path) -> None:
             )
 
 
-def _require_as_saved(start: Start) -> None:
-    wrong = state.changed(start.named, start.recorded) if start.recorded else []
-    if wrong:
-        raise CheckpointError(
-            f"{start.checkpoint}: '{wrong[0]}' is not what was saved ({len(wrong)} such tensors): nothing "
-            "was trained. Remove it to use an older one."
-        )
-
-
 def _own_weights(network: TopoFlow) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in network.state_dict().items()}
 
@@ -161,8 +177,10 @@ def _foreign_weights(network: TopoFlow, run: Run) -> dict[str, torch.Tensor] | N
     """All weights in fp32 with those of `init_from` among them, or None; writes the report of the import."""
     if run.init_from is None:
         return None
-    tensors, report = import_weights(network, run.init_from.path, run.init_from.allow_missing, run.data.channels().names)
-    write_report(report, run.run_dir / "import.json")
+    source = run.init_from
+    weights = wanted(source)
+    tensors, report = fit(weights, network, run, source)
+    (run.run_dir / IMPORT).write_text(json.dumps(report.to_json() | {"made_from": weights.made_from}, indent=1))
     report.show(sys.stderr)
     report.refuse_unless_complete()
     return _own_weights(network) | tensors

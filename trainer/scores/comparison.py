@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.manifest import CheckpointError, read_json
 
-COMPARABLE = ("fingerprints", "split", "samples", "period", "baseline", "weather")
+if TYPE_CHECKING:
+    from trainer.dataset import Dataset
+
+COMPARABLE = ("split", "samples", "period", "baseline", "weather")
+
+
+def identity_of(dataset: Dataset) -> dict[str, Any]:
+    """What an evaluation states of the data, the scan and the splits that it was made with."""
+    store = dataset.store
+    return {"fingerprints": dataset.fingerprints(), "lineage": [*store.earlier, store.fingerprint]}
+
+
+def other_identity(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """In which fingerprints two such statements differ; the same data with later hours appended are no difference."""
+    ours, theirs = a["fingerprints"], b["fingerprints"]
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    continued = ours.get("data") in b.get("lineage", ()) or theirs.get("data") in a.get("lineage", ())
+    return [name for name in differing if not (name == "data" and continued)]
 
 
 def read_comparable(paths: list[Path]) -> list[dict[str, Any]]:
@@ -21,9 +38,11 @@ def read_comparable(paths: list[Path]) -> list[dict[str, Any]]:
         rows, first = ({(name, lead) for name, leads in r["scores"].items() for lead in leads} for r in (result, results[0]))
         if rows != first:
             raise CheckpointError(f"{path} cannot be compared with {paths[0]}: only one has {sorted(rows ^ first)[:4]}.")
-        differing = [key for key in COMPARABLE if result[key] != results[0][key]]
-        if differing:
-            listed = "; ".join(f"{key} {result[key]}, not {results[0][key]}" for key in differing)
+        pairs = {key: (result[key], results[0][key]) for key in COMPARABLE if result[key] != results[0][key]}
+        for name in other_identity(result, results[0]):
+            pairs[name] = (result["fingerprints"].get(name), results[0]["fingerprints"].get(name))
+        if pairs:
+            listed = "; ".join(f"{key} {ours}, not {theirs}" for key, (ours, theirs) in pairs.items())
             raise CheckpointError(
                 f"{path} cannot be compared with {paths[0]}: {listed}. Evaluate both on the same store, scan, split and "
                 "samples."
@@ -40,7 +59,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     tree = read_json(path)
     try:
         numbers = [score[key] for leads in tree["scores"].values() for score in leads.values() for key in ("rmse", "skill")]
-        whole = all(key in tree for key in COMPARABLE) and all(isinstance(x, int | float | None) for x in numbers)
+        whole = all(key in tree for key in ("fingerprints", *COMPARABLE)) and all(
+            isinstance(x, int | float | None) for x in numbers
+        )
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

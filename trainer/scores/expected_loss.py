@@ -16,8 +16,8 @@ from torch import Tensor
 
 from trainer.checkpoint.manifest import CheckpointError, read_json
 from trainer.dataset import Dataset
-from trainer.foreign.records import recorded_beside
 from trainer.scores.scoring import validation_loss
+from trainer.weights.reading import wanted
 
 
 def require_expected(engine: Any, dataset: Dataset, val_loss: float) -> None:
@@ -47,17 +47,17 @@ def _from_the_weights(dataset: Dataset) -> list[str]:
         return ["weights not loaded: init_from is not set, so the network starts from random numbers. THIS FITS"]
     share = read_json(run.run_dir / "import.json")["share_loaded"]
     findings = [f"weights not loaded: {100 * share:.2f} % of the parameters came from {run.init_from.path}"]
-    recorded = recorded_beside(run.init_from.path)
-    if recorded is None:
+    recorded = wanted(run.init_from).record
+    if recorded is None or not recorded.statistics:
         return [*findings, "other statistics, another wind-scan cache: the file records neither, so neither can be excluded"]
     ours = dataset.store.statistics
     differing = []
-    for name, numbers in recorded["statistics"].items():
+    for name, numbers in recorded.statistics.items():
         moved = name in ours and max(abs(numbers[k] - ours[name][k]) for k in ("mean", "std"))
         if moved > 1e-6 * numbers["std"]:
             differing.append(name)
     findings.append(f"other statistics: {f'{differing} differ. THIS FITS' if differing else 'they are the same'}")
-    cache, now = recorded["fingerprints"]["wind_scan_orders"], dataset.fingerprints()["wind_scan_orders"]
+    cache, now = recorded.fingerprints["wind_scan_orders"], dataset.fingerprints()["wind_scan_orders"]
     changed = f"orders {cache[:12]} then, {now[:12]} now. THIS FITS"
     findings.append(f"another wind-scan cache: {changed if cache != now else 'the orders are the same'}")
     return findings

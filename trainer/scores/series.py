@@ -13,6 +13,7 @@ import zarr
 
 from data import DataError
 from trainer.forecaster import Forecaster, forecast, given_weather, unreadable
+from trainer.process.ranks import world
 
 HOURS_SINCE = {"units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
 WAIT_S = 300.0  # for the first rank to make the file
@@ -43,7 +44,7 @@ def write_series(forecaster: Forecaster, starts: np.ndarray, out: Path) -> Itera
     Raises:
         DataError: `out` holds forecasts of another checkpoint, other starts or other lead times.
     """
-    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, size = world().rank, world().size
     if rank == 0 and not out.exists():
         _create(forecaster, starts, out)
     root = _opened(out)
@@ -115,6 +116,8 @@ def _require_same(forecaster: Forecaster, starts: np.ndarray, root: zarr.Group, 
     own["prediction_timedelta"] = forecaster.run.data.lead_hours
     there = {name: root.attrs.get(name) for name in _identity(forecaster)}
     there |= {name: np.asarray(root[name]).tolist() for name in ("time", "prediction_timedelta") if name in root}
+    if forecaster.dataset.store.continues(str(there.get("data_fingerprint"))):  # later hours change none of these
+        there["data_fingerprint"] = own["data_fingerprint"]
     differing = [name for name, value in own.items() if there.get(name) != value]
     if differing:
         raise DataError(f"{out} holds forecasts of other {', '.join(differing)}: choose another --out, or remove it.")

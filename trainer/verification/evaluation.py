@@ -22,6 +22,8 @@ from trainer.baselines.against import Against
 from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
+from trainer.process.ranks import world
+from trainer.scores.comparison import identity_of
 from trainer.verification import pieces
 from trainer.verification.given import stations
 from trainer.verification.given.regions import regions_of
@@ -76,7 +78,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         places = np.arange(part.start, part.stop)
         return tally(forecaster.model, stream.listed(numbers[part], micro), places, setting)
 
-    rank, size = pieces.rank_and_size()
+    rank, size = world().rank, world().size
     folder = (
         forecaster.run.run_dir / f"evaluation-{options.split}.parts" / _identity(forecaster, options, setting, numbers, parts)
     )
@@ -91,8 +93,8 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     about = {
         "checkpoint": str(forecaster.checkpoint),
         "step": forecaster.manifest.step,
-        "weights": "their running mean" if forecaster.averaged else "as trained",
-        "fingerprints": dataset.fingerprints(),
+        "weights": forecaster.which,
+        **identity_of(dataset),
         "split": options.split,
         "samples": len(numbers),
         "period": [str(times[index.t.min()]), str(times[index.t.max()])],
@@ -180,7 +182,7 @@ def _identity(forecaster: Forecaster, options: Options, setting: Setting, number
             "standards": hashlib.sha256(FILE.read_bytes()).hexdigest(),
             "run": forecaster.run.model_dump(mode="json"),
             "weights": {name: record.sha256 for name, record in forecaster.manifest.files.items()},
-            "averaged": forecaster.averaged,
+            "which": forecaster.which,
             "fingerprints": forecaster.dataset.fingerprints(),
             "leads": forecaster.run.data.lead_hours,
             "micro": forecaster.run.batch.micro,

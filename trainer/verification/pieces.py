@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import zipfile
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data import DataError
+from trainer.process.ranks import world
 
 SMALLEST, MOST = 128, 64  # samples of a piece, pieces
 WAIT_S = 1800.0  # without a new piece of another rank
@@ -44,7 +44,7 @@ def cut(days: np.ndarray) -> list[slice]:
 def share(folder: Path, count: int, work: Callable[[int], Sums]) -> Iterator[int]:
     """Sum and keep this rank's pieces, those that are not there yet; the number of each as it is done."""
     folder.mkdir(parents=True, exist_ok=True)
-    rank, size = rank_and_size()
+    rank, size = world().rank, world().size
     for number in range(rank, count, size):
         path = _place(folder, number)
         if not path.exists():
@@ -60,7 +60,6 @@ def merged(folder: Path, count: int) -> Sums:
     Raises:
         DataError: a piece does not come, or is damaged.
     """
-    _, size = rank_and_size()
     total: Sums = {}
     for number in range(count):
         path = _place(folder, number)
@@ -68,8 +67,8 @@ def merged(folder: Path, count: int) -> Sums:
         while not path.exists():
             if time.monotonic() > deadline:
                 raise DataError(
-                    f"{path} did not come within {WAIT_S:.0f} s; rank {number % size} has to write it: look at its messages. "
-                    "What is done is kept: the same command goes on."
+                    f"{path} did not come within {WAIT_S:.0f} s; rank {number % world().size} has to write it: look at its "
+                    "messages. What is done is kept: the same command goes on."
                 )
             time.sleep(0.05)
         try:
@@ -91,10 +90,6 @@ def discard(folder: Path) -> None:
 def identity(described: dict[str, Any]) -> str:
     """What an evaluation is of: pieces of another one are never mixed in."""
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def rank_and_size() -> tuple[int, int]:
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _place(folder: Path, number: int) -> Path:

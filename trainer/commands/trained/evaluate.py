@@ -69,7 +69,7 @@ def show(result: dict[str, Any]) -> None:
 
     from data.command_line import console
 
-    what = f"{result['split']} split, {result['samples']} samples, step {result['step']}"
+    what = f"{result['split']} split, {result['samples']} samples, step {result['step']}, weights {result['weights']}"
     title = f"{what}; ug m-3; weather {result['weather']}"
     columns = ("pollutant", "lead", "RMSE", "bias", "NMB %", "R")
     compared = ["persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +52,11 @@ def many(forecaster: Forecaster, options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from trainer.process.ranks import world
     from trainer.scores.series import starts_of, write_series
 
     starts = starts_of(forecaster, options.first, options.last, options.every)
     steps = write_series(forecaster, starts, options.out)
-    mine = len(range(int(os.environ.get("RANK", "0")), len(starts), int(os.environ.get("WORLD_SIZE", "1"))))
-    shown = track(steps, "forecasting", total=mine, console=Console(stderr=True), disable=os.environ.get("RANK", "0") != "0")
+    mine = len(range(world().rank, len(starts), world().size))
+    shown = track(steps, "forecasting", total=mine, console=Console(stderr=True), disable=not world().is_main)
     return sum(1 for _ in shown)

@@ -1,4 +1,4 @@
-"""Tensors out of pickles without executing anything in them: every foreign name becomes an `_Inert` that is never imported."""
+"""Tensors out of pickles without executing anything in them: every foreign name becomes an `Inert` that is never imported."""
 
 from __future__ import annotations
 
@@ -35,17 +35,34 @@ class Harmful(Exception):
     """A file names something that executes commands."""
 
 
-class _Inert:
-    """Stands for any foreign class, function or instance: takes everything, does nothing."""
+def require_harmless(module: str, name: str) -> None:
+    """
+    Raises:
+        Harmful: it executes commands.
+    """
+    top = module.split(".")[0]
+    if top in HARMFUL or (top in ("builtins", "__builtin__") and name in HARMFUL_BUILTINS):
+        raise Harmful(f"{module}.{name}")
 
-    def __new__(cls, *arguments: Any, **keywords: Any) -> _Inert:
-        return super().__new__(cls)
+
+class Inert:
+    """Stands for any foreign class, function or instance: takes everything, does nothing, and keeps what it is given."""
+
+    held: dict[Any, Any]  # the attributes of an instance, or the items of a dictionary
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Inert:
+        made = super().__new__(cls)
+        made.held = {}
+        return made
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.held.update(state)
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.held[key] = value
 
     def append(self, value: Any) -> None: ...
 
@@ -53,7 +70,7 @@ class _Inert:
 
     def add(self, value: Any) -> None: ...
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> _Inert:
+    def __call__(self, *arguments: Any, **keywords: Any) -> Inert:
         return self
 
 
@@ -72,16 +89,14 @@ def resolved(value: Tensor | Described) -> Tensor:
 
 
 class _TensorReader(pickle.Unpickler):
-    """Rebuilds containers and describes tensors; every other name in the file becomes an `_Inert` class."""
+    """Rebuilds containers and describes tensors; every other name in the file becomes an `Inert` class."""
 
     def __init__(self, file: IO[bytes], storage: Callable[[torch.dtype, str], Callable[[], Tensor]]) -> None:
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        top = module.split(".")[0]
-        if top in HARMFUL or (top in ("builtins", "__builtin__") and name in HARMFUL_BUILTINS):
-            raise Harmful(f"{module}.{name}")
+        require_harmless(module, name)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGES:
@@ -90,7 +105,7 @@ class _TensorReader(pickle.Unpickler):
             return lambda storage, offset, size, stride, *_: Described(storage, offset, tuple(size), tuple(stride))
         if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return lambda data, *_: data
-        return type(name, (_Inert,), {})
+        return type(name, (Inert,), {})
 
     def persistent_load(self, pid: Any) -> Callable[[], Tensor]:
         kind, dtype, key, *_ = pid

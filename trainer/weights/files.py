@@ -11,19 +11,17 @@ import pickle
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from trainer.checkpoint.manifest import CheckpointError
-from trainer.foreign.pickles import Described, Harmful, read_stream, read_zipped, resolved
+from trainer.checkpoint.manifest import CheckpointError, unreadable
+from trainer.weights.pickles import Harmful, read_stream, read_zipped
+from trainer.weights.sets import Sets, sets_in
 
-STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 # (what a file begins with, what it is and what to do)
 BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-LFS pointer, not the file itself: fetch it with `git lfs pull`"),
@@ -54,40 +52,34 @@ BAD_PICKLE = (
     OverflowError,
     zipfile.BadZipFile,
     zlib.error,
+    SafetensorError,  # torch itself opens what is called so with that library
 )
 
 
-@dataclass
-class Foreign:
-    """Tensors by the file's names, and which of its state dicts they are."""
-
-    tensors: dict[str, Tensor]
-    taken: str = ""  # keys on the way to them, as "state_dict"
-    also: list[str] = field(default_factory=list)  # other state dicts in the file
-
-
-def read_file(path: Path) -> Foreign:
-    """The named tensors of a safetensors file or of what torch.save wrote.
+def read_file(path: Path) -> Sets:
+    """The sets of weights in a safetensors file, or in what torch.save wrote.
 
     Raises:
+        Unreadable: the file system refuses it now.
         CheckpointError: of no known format, damaged, or it wants to execute something.
     """
     try:
         with path.open("rb") as file:
             first = file.read(512)
         if _is_safetensors(first):
-            return Foreign(load_file(path))
-        content = _load_pickled(path) if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80" else None
+            return sets_in({"": load_file(path)})
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: it is a damaged safetensors file ({error}).") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).") from error
-    if content is None:
+        raise unreadable(path, error) from error
+    if first[:4] != b"PK\x03\x04" and first[:1] != b"\x80":
         raise CheckpointError(f"{path} holds no weights: it is {_described(first)}.")
-    try:
-        return _choose(path, content)
-    except BAD_PICKLE as error:
-        raise CheckpointError(f"{path} is damaged: a tensor cannot be read ({_first_line(error)}). Fetch it again.") from error
+    sets = sets_in(load_pickled(path))
+    if not sets.found:
+        raise CheckpointError(
+            f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under state_dict, model or module."
+        )
+    return sets
 
 
 def require_checksums(path: Path) -> None:
@@ -130,7 +122,12 @@ def _described(first: bytes) -> str:
         return f"of a format that is not known here (it begins with {first[:8].hex(' ')})"
 
 
-def _load_pickled(path: Path) -> Any:
+def load_pickled(path: Path) -> Any:
+    """What torch.save wrote, with inert objects in place of everything that is no tensor and no plain value.
+
+    Raises:
+        CheckpointError: it is damaged, or wants to execute something.
+    """
     zipped = zipfile.is_zipfile(path)
     if zipped or path.open("rb").read(2) == b"PK":
         require_checksums(path)
@@ -154,39 +151,9 @@ def _load_pickled(path: Path) -> Any:
         raise CheckpointError(f"{path} wants {error} to be executed, and is not opened.") from error
     except BAD_PICKLE as error:
         raise CheckpointError(
-            f"{path} cannot be read: it is damaged, or no checkpoint of torch ({_first_line(error)})."
+            f"{path} cannot be read: it is damaged, or no checkpoint of torch ({first_line(error)})."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
-
-
-def _choose(path: Path, content: Any) -> Foreign:
-    """The state dict of a checkpoint: under one of STATE_KEYS, nested once more at most, or the whole."""
-    found: dict[str, dict[str, Tensor | Described]] = {}
-
-    def search(tree: Any, where: str, depth: int) -> None:
-        if not isinstance(tree, dict):
-            return
-        tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, (Tensor, Described))}
-        if tensors:
-            found[where] = tensors
-        elif depth < 3:
-            for key, value in tree.items():
-                search(value, f"{where}.{key}".lstrip("."), depth + 1)
-
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if key in STATE_KEYS or "ema" in str(key).lower():
-                search(value, str(key), 1)
-        if not found or all("ema" in where.lower() for where in found):
-            search(content, "", 0)
-    if not found:
-        raise CheckpointError(
-            f"{path} holds no named tensors: expected a state dict, or a checkpoint with one under {', '.join(STATE_KEYS[:4])}."
-        )
-    order = sorted(found, key=lambda w: ("ema" in w.lower(), *(w.split(".")[0] != key for key in STATE_KEYS), -len(found[w])))
-    taken, *also = order
-    tensors = {name: resolved(value) for name, value in found[taken].items()}
-    return Foreign(tensors, taken, also)

@@ -34,6 +34,9 @@ class ImportReport:
     taken: str = ""  # which of the file's state dicts
     also: list[str] = field(default_factory=list)  # others that were not taken
     advice: list[str] = field(default_factory=list)  # settings of the network that the file's has, and this one has not
+    changed: dict[str, str] = field(default_factory=dict)  # key of the configuration -> how the weights were made otherwise
+    accepted: list[str] = field(default_factory=list)  # such differences that were allowed
+    notes: list[str] = field(default_factory=list)  # what nobody has recorded
 
     def parameters(self, names: list[str]) -> int:
         return sum(self.expected[name] for name in names)
@@ -46,7 +49,13 @@ class ImportReport:
 
     @property
     def complete(self) -> bool:
-        return not (self.missing or self.unexpected or self.misshapen or self.unfit) and self.share >= GATE
+        wrong = self.missing or self.unexpected or self.misshapen or self.unfit or self.changed
+        return not wrong and self.share >= GATE
+
+    @property
+    def same_function(self) -> bool:
+        """Whether the network computes what it did where the weights come from."""
+        return self.complete and not (self.fresh or self.left_out or self.accepted or self.allowed_missing)
 
     def to_json(self) -> dict[str, Any]:
         total = sum(self.expected.values())
@@ -67,6 +76,9 @@ class ImportReport:
             "left_out_channels": self.left_out,
             "taken": self.taken,
             "not_taken": self.also,
+            "changed": self.changed,
+            "accepted": self.accepted,
+            "notes": self.notes,
         }
 
     def show(self, file: IO[str]) -> None:
@@ -96,7 +108,10 @@ class ImportReport:
         lines += [f"unexpected: {name}" for name in sorted(self.unexpected)]
         lines += [f"ignored: {name}" for name in self.ignored]
         if self.also:
-            lines.append(f"taken: '{self.taken}'; not taken: {', '.join(repr(name) for name in self.also)}")
+            lines.append(f"weights taken: {self.taken!r}; not taken: {', '.join(repr(name) for name in self.also)}")
+        lines += self.notes
+        lines += [f"accepted: {line}" for line in self.accepted]
+        lines += [f"made otherwise: {key}: {how}" for key, how in self.changed.items()]
         lines += [f"not weights: {name}: {why}" for name, why in self.unfit.items()]
         lines += [f"misshapen: {name}: {shapes}" for name, shapes in self.misshapen.items()]
         for line in lines:
@@ -108,15 +123,17 @@ class ImportReport:
         """Raises CheckpointError naming what keeps the import from being complete."""
         if self.complete:
             return
-        wrong = [f"missing {n}" for n in self.missing] + [f"misshapen {n}: {s}" for n, s in self.misshapen.items()]
-        wrong = [f"{n} {why}" for n, why in self.unfit.items()] + wrong + [f"unexpected {n}" for n in self.unexpected]
+        wrong = [f"{n} {why}" for n, why in self.unfit.items()] + [f"missing {n}" for n in self.missing]
+        wrong += [f"misshapen {n}: {s}" for n, s in self.misshapen.items()] + [f"unexpected {n}" for n in self.unexpected]
+        told = f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed" if wrong else ""
+        told = told or f"{self.source} has weights of every shape that is needed, and they were made for something else"
+        wrong = [f"{key}: {how}" for key, how in self.changed.items()] + wrong
         listed = "\n".join(f"  {line}" for line in wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        advice = f" ({', '.join(self.advice)})" if self.advice else ""
         raise CheckpointError(
-            f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed:\n{listed}{more}\n"
-            "Make the model section equal to the file's architecture"
-            + (f" ({', '.join(self.advice)})" if self.advice else "")
-            + "; only what --allow-missing names may be absent."
+            f"{told}:\n{listed}{more}\nMake the configuration equal to theirs{advice}. Only what --allow-missing names may be "
+            "absent, and what --allow-change names may differ (allow_missing and allow_change of init_from)."
         )
 
 
