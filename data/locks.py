@@ -177,7 +177,7 @@ def _take_away(path: Path, content: str) -> None:
     try:
         if _text(path) == content:
             path.unlink()
-            log.info("WARNING: %s was left by %s, which is dead: taken over", path, _who(content))
+            log.info("WARNING: %s was left by %s, which is dead or holds another directory: taken over", path, _who(content))
     except FileNotFoundError:
         return
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import zipfile
 import zlib
@@ -16,6 +18,7 @@ from data import DataError
 from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
 
+log = logging.getLogger("trainer")
 ENOUGH_DAYS = 20  # of a month in the training split, for means of its own; other months get those of all months
 FILE = "climatology.npz"
 
@@ -64,8 +67,15 @@ def kept(store: Store, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
             return means, months
     means, months = _measured(store)
     being_written = path.with_name(f"{FILE}.{os.getpid()}.npz")
-    np.savez(being_written, means=means, months=months, identity=np.array(identity), sha256=np.array(_digest(means, months)))
-    being_written.rename(path)
+    try:
+        np.savez(
+            being_written, means=means, months=months, identity=np.array(identity), sha256=np.array(_digest(means, months))
+        )
+        being_written.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        log.info("WARNING: %s cannot be written (%s): climatology is measured again the next time", path, error.strerror)
     return means, months
 
 

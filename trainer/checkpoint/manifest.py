@@ -156,7 +156,7 @@ def read(checkpoint: Path) -> Manifest:
     if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
         raise CheckpointError(
             f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own shards: "
-            f"start a new run from its weights with init_from.path={checkpoint}."
+            f"start a new run from its weights with init_from.path={checkpoint}/weights.safetensors."
         )
     try:
         return Manifest.model_validate(tree)

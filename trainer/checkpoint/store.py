@@ -64,7 +64,7 @@ def look(run_dir: Path) -> list[Found]:
     One that was made after more starts of the run is the newer one, whatever its step.
 
     Raises:
-        Unreadable: the file system refuses the directory or a manifest now.
+        Unreadable: the file system refuses the directory now.
     """
     found = []
     for path in _directories(run_dir):
@@ -73,10 +73,8 @@ def look(run_dir: Path) -> list[Found]:
             continue
         try:
             manifest = read(path)
-        except Unreadable:
-            raise
         except CheckpointError as error:
-            if (path / MANIFEST).exists():
+            if isinstance(error, Unreadable) or (path / MANIFEST).exists():
                 found.append(Found(path, step, None, str(error)))
             continue
         if manifest.step == step:

@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -135,6 +136,25 @@ def try_collectives(world: Joined, megabytes: int = 16) -> None:
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def require_alike(settings: dict[str, Any], world: Joined) -> None:
+    """Every rank must have read the same configuration, or ranks would train, and wait for, different things; collective.
+
+    Raises:
+        LaunchError: on every rank, naming the first setting that differs and where.
+    """
+    given = [settings]
+    dist.broadcast_object_list(given, src=0)
+    differing = [key for key in settings.keys() | given[0].keys() if settings.get(key) != given[0].get(key)]
+    everyone: list[list[str]] = [[] for _ in range(world.size)]
+    dist.all_gather_object(everyone, sorted(differing))
+    odd = [rank for rank, keys in enumerate(everyone) if keys]
+    if odd:
+        raise LaunchError(
+            f"rank(s) {odd} have another '{everyone[odd[0]][0]}' than rank 0: every host must have the same configuration, "
+            "DeepSpeed settings, environment variables in them, and versions of the packages."
+        )
 
 
 def require_shared(run_dir: Path, world: Joined) -> None:

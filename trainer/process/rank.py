@@ -9,7 +9,8 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from data import Refusal
 from data.command_line import open_streams
@@ -93,12 +94,21 @@ def prepare(options: argparse.Namespace, size: int) -> Run:
     return run
 
 
+def _settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What must be the same on every rank; only where a node keeps its copy of the store is its own affair."""
+    tree = run.model_dump(mode="json")
+    tree["data"].pop("cache_dir")
+    texts = {"allow-change": options.allow_change, "DeepSpeed configuration": options.deepspeed_config.read_text()}
+    return tree | texts | {name: version(name) for name in ("torch", "deepspeed", "topoflow-trainer")}
+
+
 def work(run: Run, options: argparse.Namespace, world: Joined, watchdog: Watchdog, train: Train) -> bool:
     """Hold the run directory, `train`, and let go; collective."""
     from trainer.process import launch
     from trainer.process.stop import StopVote, end_time
 
     stop = StopVote(run.run_dir, end_time(options.time_limit, os.environ))
+    launch.require_alike(_settings(run, options), world)
     launch.require_shared(run.run_dir, world)
     claimed = launch.claim(run.run_dir, world)
     finished = train(Job(run, options, world, watchdog, stop))

@@ -41,9 +41,9 @@ def plot_curves(run_dir: Path, out: Path) -> None:
     has_alpha = any("elevation_alpha" in r for r in train)
     figure, panels = plt.subplots(1, 3 if has_alpha else 2, figsize=(15 if has_alpha else 10, 4), layout="constrained")
     steps = [r["step"] for r in train]
-    for key in (k for k in train[0] if k.startswith("loss_")):
+    for key in dict.fromkeys(key for row in train for key in row if key.startswith("loss_")):
         name = key.removeprefix("loss_")
-        panels[0].plot(steps, [r[key] for r in train], lw=0.9, alpha=0.7, label=LABELS.get(name, name))
+        panels[0].plot(steps, [r.get(key, np.nan) for r in train], lw=0.9, alpha=0.7, label=LABELS.get(name, name))
     panels[0].plot(steps, [r["loss"] for r in train], "k", lw=1.8, label="training")
     panels[0].plot([r["step"] for r in validation], [r["loss"] for r in validation], "ko--", mfc="w", label="validation")
     panels[0].set(xlabel="optimizer step", ylabel="squared error, normalised", yscale="log", title="loss")
@@ -79,8 +79,7 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
     for column, title in enumerate(titles):
         panels[0, column].set_title(title, fontsize=11)
     for row, name in enumerate(targets):
-        shown = np.concatenate([before[row], truth[row]])
-        low, high = np.nanquantile(shown, [0.02, 0.995])
+        low, high = spread(np.stack([before[row], truth[row], predicted[row]]), 0.02, 0.995)
         held = forecaster.dataset.store.contents
         least = max(low, 1e-3 * high) if name in SKEWED else low
         norm = LogNorm(least, high) if name in SKEWED else Normalize(least, high)
@@ -91,10 +90,17 @@ def plot_case(forecaster: Forecaster, hour: int, lead: int, out: Path) -> None:
             image, ax=list(panels[row, :3]), shrink=0.85, label=f"{LABELS.get(name, name)} ({held.variable(name).units})"
         )
         difference = predicted[row] - truth[row]
-        span = np.nanquantile(np.abs(difference), 0.99)
+        span = spread(np.abs(difference), 0.0, 0.99)[1]
         image = draw_map(panels[row, 3], store, difference, norm=Normalize(-span, span), cmap="RdBu_r")
         figure.colorbar(image, ax=panels[row, 3], shrink=0.85, label=held.variable(name).units)
     write(figure, out)
+
+
+def spread(fields: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Two quantiles of the known values, apart from one another; 0 and 1 where nothing is known."""
+    known = fields[np.isfinite(fields)]
+    least, most = np.quantile(known, [low, high]) if known.size else (0.0, 1.0)
+    return float(least), float(max(most, least + 1e-6 * (1.0 + abs(least))))
 
 
 def draw_map(panel: Axes, store: Store, field: np.ndarray, norm: Normalize, cmap: str) -> Any:

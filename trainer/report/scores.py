@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from data.store.layout import Store
-from trainer.report.runs import LABELS, aspect_of, draw_map, write
+from trainer.report.runs import LABELS, aspect_of, draw_map, spread, write
 
 matplotlib.use("Agg")
 STYLES = {"persistence": ("C1", "s--"), "climatology": ("C2", "^:"), "mix": ("C4", "d-."), "against": ("C0", "v--")}
@@ -62,7 +62,7 @@ def plot_maps(evaluation: dict[str, Any], maps: dict[str, np.ndarray], store: St
         if kind == "skill":
             norm, colours, label = Normalize(-1.0, 1.0), "RdBu", "skill"
         else:
-            norm, colours = Normalize(0.0, np.nanquantile(fields, 0.98)), "viridis"
+            norm, colours = Normalize(0.0, spread(fields, 0.0, 0.98)[1]), "viridis"
             label = f"{LABELS.get(name, name)} RMSE ({store.contents.variable(name).units})"
         for column, lead in enumerate(leads):
             image = draw_map(panels[row, column], store, fields[column], norm=norm, cmap=colours)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
+from data import DataError
 from data.samples import SampleIndex
 from trainer.checkpoint.state import averaged
 from trainer.dataset import Dataset
@@ -40,6 +42,10 @@ class Validation:
         progress = self._course.progress
         progress.val_loss = normalised_loss(sums, self.dataset.normalizer)
         progress.val_step = progress.step
+        if math.isnan(progress.val_loss):
+            raise DataError(
+                f"{self.dataset.store.path}: no validation sample has a truth: choose other splits or more samples."
+            )
         progress.best_val_loss = min(progress.best_val_loss, progress.val_loss)
         table = sums.table()
         scores = {"loss": progress.val_loss}

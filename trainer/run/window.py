@@ -81,8 +81,9 @@ class Window:
         dist.all_reduce(mean)
         names = self.dataset.normalizer.targets
         weighted, valid, missing = (mean / dist.get_world_size()).split([len(names), len(names), 1])
-        losses = (weighted / valid).tolist()  # over valid cells, as validation counts
-        metrics = {"loss": sum(losses) / len(losses)} | {f"loss_{n}": x for n, x in zip(names, losses, strict=True)}
+        known = valid > 0  # over valid cells of targets that have any, as validation counts
+        losses = {name: float(x) for name, x, there in zip(names, weighted / valid, known, strict=True) if there}
+        metrics = {"loss": sum(losses.values()) / max(1, len(losses))} | {f"loss_{name}": x for name, x in losses.items()}
         metrics |= {"lr": self.lr, "grad_norm": gradient_norm(engine), "missing_inputs": float(missing)}
         seconds = time.perf_counter() - self.started - self.paused
         steps = len(self.kept) / engine.gradient_accumulation_steps()

@@ -191,7 +191,10 @@ def _skill(baseline: str) -> str:
 
 
 def normalised_loss(sums: ErrorSums, normalizer: Normalizer) -> float:
-    """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss."""
+    """Mean over variables of the squared error in normalised units, over valid cells: what training logs as its loss.
+
+    A variable without any valid cell counts for nothing; NaN where that is so of all.
+    """
     squared, weight = (sums.sums[sums.kinds.index(kind), :, :, 0].sum((1, 2)) for kind in ("squared", "weight"))
     deviation = normalizer.target_std.flatten().double().to(weight.device)
-    return float((squared / weight / deviation**2).mean())
+    return float((squared / weight / deviation**2)[weight > 0].mean())

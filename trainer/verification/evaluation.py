@@ -32,7 +32,7 @@ from trainer.verification.standards import FILE
 from trainer.verification.summary import maps, summary
 from trainer.verification.tally import Setting, tally
 
-VERSION = 1  # of the sums
+VERSION = 2  # of the sums
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Options:
     stations: tuple[Path, ...] = ()  # tables of observations, or directories of them
     station_list: Path | None = None
     future_from: Path | None = None  # a store of forecast weather, for runs with data.future
+    out: Path | None = None  # where it is written, by default the run directory
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,8 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
         return tally(forecaster.model, stream.listed(numbers[part], micro), places, setting)
 
     rank, size = world().rank, world().size
-    folder = (
-        forecaster.run.run_dir / f"evaluation-{options.split}.parts" / _identity(forecaster, options, setting, numbers, parts)
-    )
+    folder = (options.out or forecaster.run.run_dir) / f"evaluation-{options.split}.parts"
+    folder = folder / _identity(forecaster, options, setting, numbers, parts)
     done = pieces.share(folder, len(parts), work)
     mine = len(range(rank, len(parts), size))
     for _ in track(done, "evaluating", total=mine, console=Console(stderr=True), disable=rank != 0):

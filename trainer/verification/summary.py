@@ -53,7 +53,7 @@ def summary(setting: Setting, sums: Sums, t: np.ndarray, lead: np.ndarray) -> di
         "spectra": _spectra(setting, sums),
         "diurnal": _diurnal(setting, sums["diurnal"]),
         **_stations(setting, sums),
-        "cases": _cases(setting, sums["case_loss"], t, lead),
+        "cases": _cases(setting, sums["case_loss"], sums["case_known"], t, lead),
     }
 
 
@@ -215,10 +215,13 @@ def _diurnal(setting: Setting, sums: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _cases(setting: Setting, losses: np.ndarray, t: np.ndarray, lead: np.ndarray) -> list[dict[str, Any]]:
-    """Best, median and worst forecast of the lead time nearest to 24 h, by the squared error in normalised units."""
+def _cases(setting: Setting, losses: np.ndarray, known: np.ndarray, t: np.ndarray, lead: np.ndarray) -> list[dict[str, Any]]:
+    """Best, median and worst forecast of the lead time nearest to 24 h, by the squared error in normalised units.
+
+    Of those whose truth has at least half of the cells that the fullest one has: where little is known, little is wrong.
+    """
     chosen = min(set(lead.tolist()), key=lambda hours: abs(hours - 24))
-    among = np.flatnonzero(lead == chosen)
+    among = np.flatnonzero((lead == chosen) & (known >= 0.5 * known[lead == chosen].max()))
     order = among[np.argsort(losses[among], kind="stable")]
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     times = setting.dataset.store.times

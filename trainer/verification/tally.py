@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataError
 from data.batch import Batch
 from trainer.dataset import Dataset
+from trainer.forecaster import finite
 from trainer.scores.errors import ErrorSums
 from trainer.verification.days import SYSTEMS, Days, contingency, of_days
 from trainer.verification.given.stations import Observations
@@ -100,6 +100,7 @@ class Tally:
             "diurnal": zeros(4, targets, leads, regions, 24),  # weight, error, truth, forecast
             "maps": zeros(len(MAPS), targets, leads, *grid),
             "case_loss": zeros(setting.samples),
+            "case_known": zeros(setting.samples),  # weight of the cells with a truth
         }
         self._at_stations = ErrorSums(targets, setting.lead_hours, device, AT_STATIONS, 1, setting.days)
         if setting.stations is not None:
@@ -125,7 +126,8 @@ class Tally:
         of_kind = dict(zip(self.errors.kinds, per_sample, strict=True))
         diurnal = torch.stack([of_kind[kind] for kind in ("weight", "error", "truth", "forecast")])
         scaled = of_kind["squared"][..., 0] / of_kind["weight"][..., 0].clamp(min=1e-30)
-        case_loss = (scaled / normalizer.target_std.flatten().double() ** 2).mean(1)
+        case_loss = (scaled / normalizer.target_std.flatten().double() ** 2).sum(1)
+        case_known = of_kind["weight"][..., 0]
         known = torch.isfinite(truth) & (setting.weights[0] > 0)
         spectra = torch.stack([setting.spectra.of(fields, known) for fields in (truth, forecast)]).double()
         maps = self._maps(forecast, truth, baselines["persistence"])
@@ -135,7 +137,8 @@ class Tally:
             self.sums["spectra"][:, :, column] += spectra[:, slot]
             self.sums["spectra_samples"][column] += 1.0
             self.sums["maps"][:, :, column] += maps[:, slot]
-            self.sums["case_loss"][int(numbers[slot])] = case_loss[slot]
+            self.sums["case_loss"][int(numbers[slot])] = case_loss[slot] / (case_known[slot] > 0).sum().clamp(min=1)
+            self.sums["case_known"][int(numbers[slot])] = case_known[slot].sum()
             place, lead = (int(day[slot]), int(hour[slot])), int(batch.lead_hours[slot])
             self._days.add(*place, lead, forecast[slot], baselines["persistence"][slot], truth[slot])
         limits = torch.tensor([limit.value for limit in setting.hourly_limits], device=truth.device)
@@ -179,13 +182,9 @@ def tally(
     sums, dataset = Tally(setting), setting.dataset
     for raw in batches:
         batch, _, arguments = dataset.prepare(raw)
-        forecast = dataset.normalizer.physical(model(*arguments).float())
-        if not torch.isfinite(forecast).all():
-            times = dataset.store.times[batch.hours]
-            raise DataError(
-                f"a forecast from {times.min()} to {times.max()} is not finite: the weights are, or the network overflows. "
-                "Evaluate an earlier checkpoint with --checkpoint."
-            )
+        times = dataset.store.times[batch.hours]
+        computed = finite(model(*arguments).float(), f"a forecast from {times.min()} to {times.max()}")
+        forecast = dataset.normalizer.physical(computed)
         places = numbers[np.arange(batch.position, batch.position + len(batch.hours)) % len(numbers)]
         sums.add(batch, forecast, places)
     return sums.finished()

@@ -93,7 +93,7 @@ def fit(
         del state["analysis_weight"]
         lacking = ""
     parameters = {name: tensor.shape for name, tensor in own.items() if name.split(".")[-1] != "H_scale"}
-    tensors, report = match(weights.source, state, parameters, list(allow_missing), START_AT_ZERO)
+    tensors, report = match(weights.source, state, parameters, list(allow_missing), None if weights.record else START_AT_ZERO)
     if lacking:
         report.unfit["analysis_weight"] = lacking
     for scale in scales:

@@ -142,13 +142,14 @@ def match(
     state: dict[str, Tensor],
     expected: dict[str, torch.Size],
     allow_missing: list[str],
-    may_be_constant: tuple[str, ...] = (),
+    may_be_constant: tuple[str, ...] | None = (),
 ) -> tuple[dict[str, Tensor], ImportReport]:
     """Match translated tensors with the network's, by name and shape.
 
     Args:
         allow_missing: last parts of names that need not be in the file, as "elevation_alpha".
-        may_be_constant: last parts of names of matrices that start at zero.
+        may_be_constant: last parts of names of matrices that start at zero; None where the values were compared with
+            recorded hashes, so that all may.
 
     Returns:
         The tensors to load, in fp32, and the report.
@@ -163,7 +164,9 @@ def match(
             report.misshapen[name] = f"{tuple(state[name].shape)} in the file, {tuple(shape)} here"
         else:
             leaf = name.rsplit(".", 1)[-1]
-            why = unfit(state[name], must_vary=len(shape) > 1 and leaf not in may_be_constant)
+            varies = may_be_constant is not None and len(shape) > 1 and leaf not in may_be_constant
+            # Half of a row of sines and cosines is zero, never a whole one.
+            why = unfit(state[name], varies, max(ZERO_RUN, shape[-1]) if leaf.endswith("_embed") else ZERO_RUN)
             if why:
                 report.unfit[name] = why
                 continue
@@ -173,7 +176,7 @@ def match(
     return tensors, report
 
 
-def unfit(tensor: Tensor, must_vary: bool) -> str:
+def unfit(tensor: Tensor, must_vary: bool, zero_run: int = ZERO_RUN) -> str:
     """Why a tensor's values cannot be weights; empty if they can."""
     if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
         kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse"
@@ -189,8 +192,8 @@ def unfit(tensor: Tensor, must_vary: bool) -> str:
         flat = values.flatten()
         if bool((flat == flat[0]).all()):
             return f"is {float(flat[0]):g} everywhere"
-        whole = flat[: flat.numel() // ZERO_RUN * ZERO_RUN].view(-1, ZERO_RUN)
+        whole = flat[: flat.numel() // zero_run * zero_run].view(-1, zero_run)
         holes = int((whole == 0.0).all(1).sum())
         if holes:
-            return f"has {holes * ZERO_RUN} zeros in a row: the file was not copied whole"
+            return f"has {holes * zero_run} zeros in a row: the file was not copied whole"
     return ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data import DataError
 from trainer.commands import add_trained_run
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--station-list", type=Path, metavar="CSV", help="codes, latitudes and longitudes of the stations")
     add("--future-from", type=Path, metavar="STORE", help="forecast weather, where the run is given that of the valid time")
+    add("--out", type=Path, metavar="DIR", help="where to write (default: the run directory)")
     add("--utc-offset", type=int, default=8, metavar="HOURS", help="of local days and hours (default 8, as in China)")
 
 
@@ -48,14 +51,19 @@ def run(options: argparse.Namespace) -> None:
     from trainer.verification.evaluation import Options, evaluate
     from trainer.verification.pieces import discard
 
+    out = options.out or options.run_dir
+    if options.out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise DataError(f"{out} cannot be written: name a directory that can, with --out.")
     forecaster = load_forecaster(options.run_dir, options.checkpoint, options.overrides, options.raw)
     observed = (tuple(options.stations), options.station_list)
     given = (options.regions, options.against, *observed, options.future_from)
-    chosen = Options(options.split, options.samples, options.utc_offset, *given)
+    chosen = Options(options.split, options.samples, options.utc_offset, *given, out)
     done = evaluate(forecaster, chosen)
     if done is None:
         return
-    path = options.run_dir / f"evaluation-{options.split}.json"
+    path = out / f"evaluation-{options.split}.json"
     np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **done.maps)
     path.write_text(json.dumps(done.scores, indent=1))
     discard(done.parts)
