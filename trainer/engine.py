@@ -18,27 +18,11 @@ from trainer.checkpoint.zero import shape_of
 from trainer.config import ConfigError, Run, Schedule
 
 DEEPSPEED_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "bf16",
-    "zero_optimization",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "comms_logger",
-    "flops_profiler",
-    "memory_breakdown",
-    "dump_state",
-    "aio",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "seq_parallel_communication_data_type",
-    "data_types",
-)
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
+    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "aio",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type", "data_types",
+)  # fmt: skip
 
 # Beside everything with one dimension.
 NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from data import DataError
 from data.batch import Batch, Normalizer
 from data.channels import climatology, surroundings
-from data.channels.channels import Read
 from data.channels.climatology import Climatology
-from data.prepare.sources.units import conversion
+from data.given.analyses import Analyses
 from data.store.layout import Store
-from data.variables import Variable
 from data.wind_scan.cache import without_wind
 from data.wind_scan.orders import beyond_the_domain, sector_codes
 from trainer.checkpoint.manifest import CheckpointError, sha256_of
@@ -31,8 +28,6 @@ from trainer.process.launch import device_of
 from trainer.process.ranks import world
 from trainer.weights.fit import network_of
 from trainer.weights.reading import read
-
-OTHER_NAMES = {"latitude": "lat", "longitude": "lon", "valid_time": "time"}
 
 
 def load_forecaster(path: str | Path) -> StandaloneForecaster:
@@ -94,7 +89,7 @@ class StandaloneForecaster:
         kept, scan = surroundings.restore(self.surroundings)
         if not kept.continues(self.data):
             raise DataError(f"{self.surroundings} is of other data than the network was trained on: bring back its own.")
-        hours = _Hours(analyses.rename({a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a}), kept)
+        hours = Analyses(analyses, kept)
         at = replace(kept, times=hours.axis)
         normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
         elevation = patch_mean(torch.from_numpy(kept.static["elevation"])[None], self.run.model.patch)[0].to(self.device)
@@ -105,7 +100,7 @@ class StandaloneForecaster:
         return self._described(forecasts, hours.axis[starts], leads, at)
 
     @torch.no_grad()
-    def _from(self, dataset: Dataset, hours: _Hours, start: int, leads: list[int]) -> np.ndarray:
+    def _from(self, dataset: Dataset, hours: Analyses, start: int, leads: list[int]) -> np.ndarray:
         """(L, T, H, W) ug m-3 from one analysis."""
         t, lead = np.full(len(leads), start), np.array(leads)
         fields = {
@@ -120,7 +115,7 @@ class StandaloneForecaster:
         forecast = finite(self.network(*arguments).float(), f"the forecast from {hours.axis[start]}")
         return dataset.normalizer.physical(forecast).cpu().numpy()
 
-    def _ranks(self, dataset: Dataset, hours: _Hours, start: int) -> np.ndarray:
+    def _ranks(self, dataset: Dataset, hours: Analyses, start: int) -> np.ndarray:
         mode, scan = self.run.wind_scan.mode, dataset.scan
         if scan is None or mode == "none":
             return np.arange(len(dataset.elevation))[None]
@@ -153,85 +148,3 @@ class StandaloneForecaster:
             about = {"units": variable.units, "standard_name": variable.standard_name, "long_name": variable.long_name}
             variables[name] = (tuple(coordinates), forecasts[:, :, channel], about)
         return xr.Dataset(variables, coordinates, {"Conventions": "CF-1.11", "source": self.source})
-
-
-class _Hours:
-    """The analyses in our units and on our axis: every hour from the first to the last."""
-
-    def __init__(self, analyses: xr.Dataset, kept: Store) -> None:
-        missing = [dim for dim in ("time", "lat", "lon") if dim not in analyses.coords]
-        if missing:
-            raise DataError(
-                f"the analyses have no coordinate {', '.join(missing)}; they have {', '.join(map(str, analyses.coords))}."
-            )
-        for name, axis in (("lat", kept.lat), ("lon", kept.lon)):
-            own = np.asarray(analyses[name], "f8")
-            if own.shape == axis.shape and np.allclose(own[::-1], axis, atol=1e-4):
-                analyses = analyses.isel({name: slice(None, None, -1)})
-            elif own.shape != axis.shape or not np.allclose(own, axis, atol=1e-4):
-                ours, theirs = (f"{a.size} values from {a.min():g} to {a.max():g}" for a in (axis, own))
-                raise DataError(f"{name} has {theirs}, that of the run {ours}. Interpolate the analyses first.")
-        times = np.asarray(analyses["time"].values, "datetime64[ns]")
-        hourly = times.astype("datetime64[h]")
-        if (times != hourly).any() or len(np.unique(hourly)) != len(hourly):
-            raise DataError("the times of the analyses must be whole hours, each once.")
-        self.axis = np.arange(hourly.min(), hourly.max() + np.timedelta64(1, "h"))
-        self._place = {int(place): row for row, place in enumerate((hourly - self.axis[0]).astype(int))}
-        self._analyses, self._kept = analyses, kept
-        self._scale: dict[str, tuple[float, float]] = {}
-
-    def starts(self, reads: tuple[Read, ...], leads: list[int]) -> list[int]:
-        """Places of the hours that have all that a forecast reads.
-
-        Raises:
-            DataError: there is none.
-        """
-
-        def needed(start: int) -> set[int]:
-            return {start + lead if read.back is None else start - read.back for read in reads for lead in leads}
-
-        possible = [start for start in sorted(self._place) if needed(start) <= self._place.keys()]
-        if not possible:
-            keys = ", ".join(read.key for read in reads)
-            raise DataError(f"no forecast is possible from {self.axis[0]} to {self.axis[-1]}: each needs {keys}.")
-        return possible
-
-    def group(self, read: Read, hours: np.ndarray, stored: list[tuple[str, int | None]]) -> Tensor:
-        """(B, V, H, W) of a group; variables that the network is not given at this hour are NaN."""
-        wanted = {name for name, back in stored if back == read.back}
-        members = self._kept.contents.names(read.group)
-        planes = {(hour, name): self.field(name, hour) for hour in set(hours.tolist()) for name in members if name in wanted}
-        absent = np.full(self._kept.grid, np.nan, "f4")
-        return torch.from_numpy(np.stack([[planes.get((hour, name), absent) for name in members] for hour in hours.tolist()]))
-
-    def field(self, name: str, hour: int) -> np.ndarray:
-        """(H, W) in our units.
-
-        Raises:
-            DataError: it is not there, has no units or impossible values.
-        """
-        if name not in self._analyses:
-            raise DataError(
-                f"the analyses have no '{name}', which the run is given. They have {', '.join(map(str, self._analyses))}."
-            )
-        array = self._analyses[name].isel(time=self._place[hour]).transpose("lat", "lon")
-        factor, offset = self._scale_of(name)
-        values = np.asarray(array, "f8") * factor + offset
-        variable = self._kept.contents.variable(name)
-        outside = (values < variable.valid_min) | (values > variable.valid_max)
-        if outside.any():
-            raise DataError(
-                f"{name} at {self.axis[hour]} is {values[outside][0]:g} {variable.units}: possible are "
-                f"{variable.valid_min:g} to {variable.valid_max:g}. Are its units really "
-                f"'{self._analyses[name].attrs['units']}'?"
-            )
-        return values.astype("f4")
-
-    def _scale_of(self, name: str) -> tuple[float, float]:
-        if name not in self._scale:
-            variable: Variable = self._kept.contents.variable(name)
-            units = self._analyses[name].attrs.get("units")
-            if units is None:
-                raise DataError(f"'{name}' has no units: set dataset['{name}'].attrs['units'], as '{variable.units}'.")
-            self._scale[name] = conversion(str(units), variable.units, f"'{name}'")
-        return self._scale[name]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from data import DataError
+from data.given.stations import read
 from data.store.layout import Store
 from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
@@ -17,7 +18,6 @@ from tests.launching import module, tiny_config, train
 from trainer.forecaster import load_forecaster
 from trainer.report.page import page
 from trainer.verification.evaluation import Options, evaluate
-from trainer.verification.given.stations import read
 
 TARGETS = ["pm25", "pm10", "so2", "no2", "co", "o3"]
 NAMES = {"pm25": "PM2.5", "pm10": "PM10", "so2": "SO2", "no2": "NO2", "co": "CO", "o3": "O3"}

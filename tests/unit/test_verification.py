@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from data import DataError
+from data.given.regions import regions_of
 from data.store.layout import Store
 from trainer.verification import days, pieces
 from trainer.verification.days import Days, contingency, daily_mean, largest_of_eight_hours, of_days
-from trainer.verification.given.regions import regions_of
 from trainer.verification.spectra import Spectra
 from trainer.verification.standards import CLASSES, class_of, standards
 from trainer.verification.summary import event_scores

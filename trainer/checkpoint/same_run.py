@@ -16,66 +16,29 @@ HISTORY = "metrics.jsonl"
 
 log = logging.getLogger("trainer")
 
-# A resumed run may differ in these; everything else would silently train another model.
-FREE_KEYS = (
-    "run_dir",
-    "steps",
-    "resume",
-    "validation",
-    "checkpoint",
-    "telemetry",
-    "expect",
-    "init_from",
-    "max_bad_steps",
-    "data.prefetch",
-    "data.store",
-    "data.cache_dir",
-    "wind_scan.cache",
-    "model.recompute",
-    "spikes.most_roll_backs",
-    "watch",
-)
-# DeepSpeed's keys that say where and when things are kept, sent or printed; state is named, so layouts interchange.
-# Any key that is not here, known or not, may change numbers.
-FREE_DEEPSPEED_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",  # of the run
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "comms_logger",
-    "flops_profiler",
-    "memory_breakdown",
-    "dump_state",
-    "aio",
-    "bf16.enabled",  # of the run, too
-    *(
-        f"zero_optimization.{key}"
-        for key in (
-            "stage",
-            "reduce_scatter",
-            "reduce_bucket_size",
-            "allgather_partitions",
-            "allgather_bucket_size",
-            "overlap_comm",
-            "contiguous_gradients",
-            "sub_group_size",
-            "use_multi_rank_bucket_allreduce",
-            "stage3_max_live_parameters",
-            "stage3_max_reuse_distance",
-            "stage3_prefetch_bucket_size",
-            "stage3_param_persistence_threshold",
-            "stage3_model_persistence_threshold",
-            "stage3_gather_16bit_weights_on_model_save",
-            "stage3_use_all_reduce_for_fetch_params",
-            "offload_optimizer",
-            "offload_param",
-            "load_from_fp32_weights",
-            "memory_efficient_linear",
-        )
+# A resumed run may differ in these keys of its configuration and of DeepSpeed's, which say where and when things are kept,
+# sent or printed (state is named, so layouts interchange; batch, clipping and type are those of the run). Any other key,
+# known or not, may change numbers, and would silently train another model.
+FREE = {
+    "run": (
+        "run_dir", "steps", "resume", "validation", "checkpoint", "telemetry", "expect", "init_from", "max_bad_steps",
+        "watch", "data.prefetch", "data.store", "data.cache_dir", "wind_scan.cache", "model.recompute",
+        "spikes.most_roll_backs",
     ),
-)
+    "deepspeed": (
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+        "bf16.enabled", "steps_per_print", "wall_clock_breakdown", "comms_logger", "flops_profiler", "memory_breakdown",
+        "dump_state", "aio",
+        *(f"zero_optimization.{key}" for key in (
+            "stage", "reduce_scatter", "reduce_bucket_size", "allgather_partitions", "allgather_bucket_size",
+            "overlap_comm", "contiguous_gradients", "sub_group_size", "use_multi_rank_bucket_allreduce",
+            "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
+            "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
+            "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params", "offload_optimizer",
+            "offload_param", "load_from_fp32_weights", "memory_efficient_linear",
+        )),
+    ),
+}  # fmt: skip
 
 
 def identity(run_dir: Path) -> tuple[str, int | None]:
@@ -162,9 +125,9 @@ def compare(
         CheckpointError: listing every difference that is not allowed.
     """
     differences = [(name, remembered.fingerprints.get(name), value) for name, value in present.fingerprints.items()]
-    differences += _differences(remembered.config, present.config, FREE_KEYS)
+    differences += _differences(remembered.config, present.config, FREE["run"])
     differences += [
-        (f"deepspeed.{key}", a, b) for key, a, b in _differences(remembered.deepspeed, present.deepspeed, FREE_DEEPSPEED_KEYS)
+        (f"deepspeed.{key}", a, b) for key, a, b in _differences(remembered.deepspeed, present.deepspeed, FREE["deepspeed"])
     ]
     differences += [(f"parameters.{key}", a, b) for key, a, b in _differences(remembered.parameters, present.parameters, ())]
     changed = [d for d in differences if d[1] != d[2]]

@@ -17,20 +17,20 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch
 from data.channels.climatology import Climatology
+from data.given import stations
+from data.given.forecasts import Against
+from data.given.regions import regions_of
 from data.samples import SampleIndex
-from trainer.baselines.against import Against
 from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
 from trainer.process.ranks import world
 from trainer.scores.comparison import identity_of
 from trainer.verification import pieces
-from trainer.verification.given import stations
-from trainer.verification.given.regions import regions_of
-from trainer.verification.given.weather import forecast_weather, has_weather
 from trainer.verification.standards import FILE
 from trainer.verification.summary import maps, summary
 from trainer.verification.tally import Setting, tally
+from trainer.verification.weather import forecast_weather, has_weather
 
 VERSION = 2  # of the sums
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
+from data.given.stations import Observations
 from trainer.dataset import Dataset
 from trainer.forecaster import finite
 from trainer.scores.errors import ErrorSums
 from trainer.verification.days import SYSTEMS, Days, contingency, of_days
-from trainer.verification.given.stations import Observations
 from trainer.verification.spectra import Spectra
 from trainer.verification.standards import Index, Limit, standards
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 import torch
@@ -58,28 +58,10 @@ class ImportReport:
         return self.complete and not (self.fresh or self.left_out or self.accepted or self.allowed_missing)
 
     def to_json(self) -> dict[str, Any]:
-        total = sum(self.expected.values())
-        return {
-            "source": self.source,
-            "parameters": total,
-            "share_loaded": self.share,
-            "complete": self.complete,
-            "loaded": len(self.loaded),
-            "missing": self.missing,
-            "unexpected": sorted(self.unexpected),
-            "misshapen": self.misshapen,
-            "allowed_missing": self.allowed_missing,
-            "remapped": self.remapped,
-            "ignored": self.ignored,
-            "unfit": self.unfit,
-            "fresh_channels": self.fresh,
-            "left_out_channels": self.left_out,
-            "taken": self.taken,
-            "not_taken": self.also,
-            "changed": self.changed,
-            "accepted": self.accepted,
-            "notes": self.notes,
-        }
+        """Everything, with counts in place of long lists of what is as it should be."""
+        about = asdict(self) | {"loaded": len(self.loaded), "unexpected": sorted(self.unexpected)}
+        about["parameters"] = sum(about.pop("expected").values())
+        return about | {"share_loaded": self.share, "complete": self.complete}
 
     def show(self, file: IO[str]) -> None:
         """Print counts and shares, and every key that is not simply loaded."""
