@@ -14,15 +14,14 @@ from torch import nn
 
 from data import DataError
 from data.strict import parse_json
+from trainer.checkpoint.same_run import FREE
 from trainer.checkpoint.zero import shape_of
 from trainer.config import ConfigError, Run, Schedule
 
-DEEPSPEED_KEYS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
-    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "communication_data_type", "prescale_gradients",
-    "gradient_predivide_factor", "comms_logger", "flops_profiler", "memory_breakdown", "dump_state", "aio",
-    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type", "data_types",
-)  # fmt: skip
+# What of DeepSpeed's configuration is read: what says where and when, and a few keys that change numbers.
+CHANGE_NUMBERS = ["communication_data_type", "prescale_gradients", "gradient_predivide_factor", "data_types"]
+CHANGE_NUMBERS += ["seq_parallel_communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"]
+DEEPSPEED_KEYS = sorted({*CHANGE_NUMBERS, *(key.partition(".")[0] for key in FREE["deepspeed"])})
 
 # Beside everything with one dimension.
 NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")

@@ -26,8 +26,8 @@ EVALUATION = {
 
 def loaded(*command: str, code: int = 0) -> set[str]:
     """Top-level modules that `python -m COMMAND` has imported when it ends."""
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", *command], cwd=ROOT, env=environment(),
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    importing = [sys.executable, "-X", "importtime", "-m", *command]
+    done = subprocess.run(importing, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr[-2000:]
     rows = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
     assert len(rows) > 20

@@ -1,7 +1,8 @@
-"""Do these weights fit this run? THE comparison of what is recorded of weights with the run that is to use them.
+"""Do these weights fit this run? THE comparison of what is recorded of weights with the run.
 
-What belongs to a channel, a target or a lead time is found by its name. What gives weights another meaning though their
-shapes agree (heads, the direction of the bias, ...) is refused unless it is accepted by its name. What nobody recorded is said.
+What belongs to a channel, a target or a lead time is found by its name. What gives weights another
+meaning though their shapes agree (heads, the direction of the bias, ...) is refused unless it is
+accepted by its name. What nobody recorded is said.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import torch
 from torch import Tensor
 
 from data.variables import MODEL_INPUTS
-from trainer.checkpoint.manifest import CheckpointError
-from trainer.config import ConfigError, InitFrom, Run
+from trainer.config import InitFrom, Run
 from trainer.config_file import validate
 from trainer.model.compat import SETTINGS, translate
 from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.weights.reading import Weights
 from trainer.weights.report import ImportReport, match
 
-CHANNELS = "data.inputs"
+CHANNELS, TARGETS, LEADS = "data.inputs", "data.targets", "data.lead_hours"
+SHARES = "analysis_weight"  # a row for every target, a column for every lead time
 # name -> the dimension that counts channels; of the head, of its rows as (pixels of a patch, channels)
-ALONG = {"var_embed": 1, "token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0, "head.4.weight": 1, "head.4.bias": 1}
-OF_A_BIAS = ("model.elevation_bias", "model.bias_floor", "model.elevation_as_given")
+ALONG = {"var_embed": 1, "token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0}
+ALONG |= {"head.4.weight": 1, "head.4.bias": 1}
+Meaning = dict[str, Any]  # key of a configuration -> its value
 
 
-def meaning(run: Run) -> dict[str, Any]:
-    """What of a run gives its weights their meaning where their shapes do not tell, by key of the configuration."""
-    arch = run.architecture()
-    settings = {
+def meaning(run: Run) -> Meaning:
+    """What of a run gives its weights their meaning where their shapes do not tell."""
+    settings: Meaning = {
         CHANNELS: run.data.channels().names,
-        "data.targets": run.data.targets,
-        "data.lead_hours": run.data.lead_hours,
+        TARGETS: run.data.targets,
+        LEADS: run.data.lead_hours,
         "data.transform": dict(run.data.transform),
         "model.grid": list(run.model.grid),
         "model.patch": run.model.patch,
@@ -41,15 +42,18 @@ def meaning(run: Run) -> dict[str, Any]:
         "model.predict": run.model.predict,
         "wind_scan.mode": run.wind_scan.mode,
     }
-    of_a_bias = (arch.elevation_bias, arch.bias_floor, run.elevation_as_given)
-    return settings | (dict(zip(OF_A_BIAS, of_a_bias, strict=True)) if arch.elevation_bias != "none" else {})
+    if run.model.elevation_bias != "none":
+        settings["model.elevation_bias"] = run.model.elevation_bias
+        settings["model.bias_floor"] = run.architecture().bias_floor
+        settings["model.elevation_as_given"] = run.elevation_as_given
+    return settings
 
 
 def network_of(weights: Weights, run: Run, source: InitFrom | None = None) -> tuple[TopoFlow, ImportReport]:
     """The network of a run with weights; those that may be missing are its own random ones.
 
     Raises:
-        CheckpointError: the weights do not load completely, or were made for another run than this.
+        CheckpointError: the weights do not load completely, or were made for something else.
     """
     torch.manual_seed(run.seed)
     network = TopoFlow(run.architecture())
@@ -71,146 +75,134 @@ def fit(
         fp32 tensors by our names, and the report.
 
     Raises:
-        CheckpointError: the record of the weights is not that of a run.
+        ConfigError: the record of the weights is not that of a run.
     """
     source = source or InitFrom(path=Path(weights.source))
-    allow_missing, allow_change = source.allow_missing, source.allow_change
     own = network.state_dict()
     translated = translate(weights.tensors, {name: tensor.shape for name, tensor in own.items()})
     state = translated.state
     scales = [state.pop(name) for name in list(state) if name.split(".")[-1] == "H_scale"]
-    now, before = meaning(run), _recorded(weights, state)
-    differences: dict[str, str] = {}
-    notes: list[str] = []
-    fresh: list[str] = []
-    left_out: list[str] = []
-    channels = _channels(weights, source, _count(state), now[CHANNELS], before, differences)
+    embedded = state.get("var_embed")
+    count = embedded.shape[1] if embedded is not None and embedded.ndim == 3 else 0
+    now, before = meaning(run), _recorded(weights, count)
+    channels, unclear = _channels(weights, source, count, now[CHANNELS], before.get(CHANNELS))
     if channels is not None and channels != now[CHANNELS]:
         state = _by_channel(state, own, channels, now[CHANNELS])
-        fresh, left_out = (sorted(set(a) - set(b)) for a, b in ((now[CHANNELS], channels), (channels, now[CHANNELS])))
-    lacking = _place_analysis_weight(state, now, before) if "analysis_weight" in own else ""
-    if lacking and "analysis_weight" in allow_missing:
-        del state["analysis_weight"]
+    lacking = _place_shares(state, now, before)
+    if lacking and SHARES in source.allow_missing:
+        del state[SHARES]
         lacking = ""
-    parameters = {name: tensor.shape for name, tensor in own.items() if name.split(".")[-1] != "H_scale"}
-    tensors, report = match(weights.source, state, parameters, list(allow_missing), None if weights.record else START_AT_ZERO)
-    if lacking:
-        report.unfit["analysis_weight"] = lacking
+    parameters = {name: t.shape for name, t in own.items() if name.split(".")[-1] != "H_scale"}
+    constant = None if weights.record else START_AT_ZERO
+    tensors, report = match(weights.source, state, parameters, source.allow_missing, constant)
+    if lacking and SHARES in own:
+        report.unfit[SHARES] = lacking
     for scale in scales:
         if scale.numel() != 1 or float(scale) != 1000.0:
-            report.misshapen["H_scale"] = f"{scale.flatten()[:2].tolist()} m in the file, 1000 m here"
-    differences |= _differences(now, before, channels)
-    report.accepted = [f"{key}: {text}" for key, text in differences.items() if key in allow_change]
-    report.changed = {key: text for key, text in differences.items() if key not in allow_change}
-    unrecorded = [f"{key} {now[key]}" for key in now if key not in before and key != CHANNELS]
-    if unrecorded and weights.record is None:
-        notes.append(f"not recorded, taken as configured: {', '.join(unrecorded)}")
-    if CHANNELS not in before and channels is not None:
-        notes.append(f"the order of channels is not recorded, taken as {source.channels or 'published'}: {', '.join(channels)}")
-    report.notes, report.fresh, report.left_out = notes, fresh, left_out
+            report.misshapen["H_scale"] = f"{scale.flatten()[:2].tolist()} m there, 1000 m here"
+    found = _differences(now, before, channels) | ({CHANNELS: unclear} if unclear else {})
+    report.changed = {key: how for key, how in found.items() if key not in source.allow_change}
+    report.accepted = [f"{key}: {found[key]}" for key in found if key in source.allow_change]
+    report.notes = _unrecorded(weights, now, before, channels)
+    report.fresh = sorted(set(now[CHANNELS]) - set(channels or now[CHANNELS]))
+    report.left_out = sorted(set(channels or ()) - set(now[CHANNELS]))
     report.remapped, report.ignored = translated.remapped, translated.ignored
     report.taken, report.also = weights.taken, weights.also
-    report.advice = [setting for name, setting in SETTINGS.items() if name in report.unexpected]
+    report.advice = [key for name, key in SETTINGS.items() if name in report.unexpected]
     return tensors, report
 
 
-def _recorded(weights: Weights, state: dict[str, Tensor]) -> dict[str, Any]:
-    """What is known of the weights: all of it where they are ours, what a foreign file tells of itself elsewhere."""
+def _recorded(weights: Weights, count: int) -> Meaning:
+    """What is known of the weights: all of ours, what a foreign file tells of itself elsewhere."""
     if weights.record is not None:
-        try:
-            return meaning(validate(dict(weights.record.config), f"the record of {weights.source}"))
-        except ConfigError as error:
-            raise CheckpointError(f"{weights.source} does not say which network it has: {error}") from error
-    told = dict(weights.told)
-    count = _count(state)
-    lists = [names for names in told.pop(CHANNELS, []) if len(names) == count and len(set(names)) == count]
-    return {key: values[0] for key, values in told.items()} | ({CHANNELS: lists[0]} if lists else {})
-
-
-def _count(state: dict[str, Tensor]) -> int:
-    """Channels of the weights; 0 where that is not to be seen."""
-    embedded = state.get("var_embed")
-    return embedded.shape[1] if embedded is not None and embedded.ndim == 3 else 0
+        return meaning(validate(dict(weights.record.config), f"the record of {weights.source}"))
+    told = {key: values[0] for key, values in weights.told.items() if key != CHANNELS}
+    for names in weights.told.get(CHANNELS, []):
+        if len(set(names)) == len(names) == count:
+            return told | {CHANNELS: names}
+    return told
 
 
 def _channels(
-    weights: Weights, source: InitFrom, count: int, wanted: list[str], before: dict[str, Any], differences: dict[str, str]
-) -> list[str] | None:
-    """Names of the channels of the weights, in their order; None where nobody can say.
-
-    Args:
-        count: of the channels of the weights.
-        wanted: the channels of the run.
-    """
+    weights: Weights, source: InitFrom, count: int, wanted: list[str], known: list[str] | None
+) -> tuple[list[str] | None, str]:
+    """Names of the channels of the weights, in their order; or None, and what is unclear of them."""
     published = list(MODEL_INPUTS)
-    stated = {"published": published, "configured": wanted}.get(str(source.channels), source.channels)
-    names = before.get(CHANNELS, stated)
-    if names is None and count == len(published) and wanted == published:
+    named = {"published": published, "configured": wanted, "None": None}
+    stated = named.get(str(source.channels), source.channels)
+    names = known or stated
+    if names is None and count == len(wanted) and wanted == published:
         names = published
+    here = f"{', '.join(wanted)} here"
     if names is None:
-        if count in (len(published), len(wanted)):
-            differences[CHANNELS] = (
-                f"{weights.source} does not say in which order its {count} channels are, and {', '.join(wanted)} is not the "
-                "published one: say so with --channels published, --channels configured or a list (init_from.channels)"
-            )
-        return None
-    told = weights.record is None and CHANNELS in before
-    if stated is not None and stated != names:
-        differences[CHANNELS] = f"{', '.join(names)} recorded, {', '.join(stated)} stated"
-    elif len(names) != count or not set(names) & set(wanted):
-        differences[CHANNELS] = f"{', '.join(names)} stated of {count} channels, {', '.join(wanted)} here"
-    elif told and set(names) - set(wanted) and set(wanted) - set(names) and CHANNELS not in source.allow_change:
-        differences[CHANNELS] = f"the file calls its channels {', '.join(names)}, they are {', '.join(wanted)} here"
-    else:
-        return list(names)
-    return None
+        why = (
+            f"{weights.source} does not say in which order its {count} channels are, and {here} is "
+            "not the published one: say so with --channels published, --channels configured or a "
+            "list (init_from.channels)"
+        )
+        return None, why if count in (len(published), len(wanted)) else ""
+    spelt = set(names) - set(wanted) and set(wanted) - set(names)
+    if stated not in (None, names):
+        return None, f"{', '.join(names)} recorded, {', '.join(stated or ())} stated"
+    if len(names) != count or not set(names) & set(wanted):
+        return None, f"{', '.join(names)} named of {count} channels, {here}"
+    if spelt and known and weights.record is None and CHANNELS not in source.allow_change:
+        return None, f"the file calls its channels {', '.join(names)}, {here}"
+    return list(names), ""
 
 
 def _by_channel(state: dict[str, Tensor], own: dict[str, Tensor], before: list[str], now: list[str]) -> dict[str, Tensor]:
-    """The weights with the channels `now` instead of `before`; a channel that was not there starts as in `own`."""
-    places = [(now.index(name), before.index(name)) for name in now if name in before]
-    here, there = (torch.tensor(column, dtype=torch.int64) for column in zip(*places, strict=True))
+    """The weights with the channels `now`; one that was not there starts as in `own`."""
+    shared = [name for name in now if name in before]
+    here = torch.tensor([now.index(name) for name in shared])
+    there = torch.tensor([before.index(name) for name in shared])
     moved = dict(state)
-    for name, dim in ALONG.items():
-        if name not in state or name not in own:
-            continue
-        old, new = state[name], own[name].detach().clone().to(state[name].dtype).cpu()
+    for name in ALONG.keys() & state.keys() & own.keys():
+        dim, old, new = ALONG[name], state[name], own[name].detach().clone().cpu()
         if name.startswith("head"):
-            if old.shape[0] % len(before) or old.shape[0] // len(before) != new.shape[0] // len(now):
+            if old.shape[0] * len(now) != new.shape[0] * len(before):
                 continue  # of another patch: a shape that does not match
             old, new = old.unflatten(0, (-1, len(before))), new.unflatten(0, (-1, len(now)))
-        if old.shape[dim] != len(before) or old.index_select(dim, there).shape != new.index_select(dim, here).shape:
-            continue
-        new.index_copy_(dim, here, old.index_select(dim, there))
-        moved[name] = new.flatten(0, 1) if name.startswith("head") else new
+        chosen = old.index_select(dim, there).to(new.dtype)
+        if chosen.shape == new.index_select(dim, here).shape:
+            new.index_copy_(dim, here, chosen)
+            moved[name] = new.flatten(0, 1) if name.startswith("head") else new
     return moved
 
 
-def _place_analysis_weight(state: dict[str, Tensor], now: dict[str, Any], before: dict[str, Any]) -> str:
-    """Bring the share of the analysis' anomaly of every target and lead time to its place, by name; why that cannot be."""
-    for dim, key in enumerate(("data.targets", "data.lead_hours")):
-        if "analysis_weight" not in state or key not in before or before[key] == now[key]:
+def _place_shares(state: dict[str, Tensor], now: Meaning, before: Meaning) -> str:
+    """Bring the share of the analysis' anomaly that is kept to its place, by name; why it cannot."""
+    for dim, key in enumerate((TARGETS, LEADS)):
+        known = list(before.get(key) or now[key])
+        if SHARES not in state or known == now[key]:
             continue
-        absent = [wanted for wanted in now[key] if wanted not in before[key]]
+        absent = [wanted for wanted in now[key] if wanted not in known]
         if absent:
             return (
-                f"was learned for {key} {before[key]}, not for {absent}: where it may be missing, it is fitted to the data "
-                "when the run begins"
+                f"was learned for {key} {known}, not for {absent}: where it may be missing, it is "
+                "fitted to the data when the run begins"
             )
-        places = torch.tensor([before[key].index(wanted) for wanted in now[key]])
-        state["analysis_weight"] = state["analysis_weight"].index_select(dim, places)
+        places = torch.tensor([known.index(wanted) for wanted in now[key]])
+        state[SHARES] = state[SHARES].index_select(dim, places)
     return ""
 
 
-def _differences(now: dict[str, Any], before: dict[str, Any], channels: list[str] | None) -> dict[str, str]:
-    found = {}
-    for key, wanted in now.items():
-        if key in (CHANNELS, "data.targets", "data.lead_hours") or key not in before:
-            continue  # found by name
-        learned = before[key]
+def _differences(now: Meaning, before: Meaning, channels: list[str] | None) -> dict[str, str]:
+    """In what the weights were made otherwise, of what is not found by its name."""
+    shared, found = set(now[CHANNELS]) & set(channels or ()), {}
+    for key in now.keys() & before.keys() - {CHANNELS, TARGETS, LEADS}:
+        then, today = before[key], now[key]
         if key == "data.transform":
-            shared = set(now[CHANNELS]) & set(channels or ())
-            learned, wanted = ({name: kind for name, kind in each.items() if name in shared} for each in (learned, wanted))
-        if learned != wanted:
-            found[key] = f"{learned} recorded, {wanted} here"
+            then, today = ({k: x for k, x in each.items() if k in shared} for each in (then, today))
+        if then != today:
+            found[key] = f"{then} recorded, {today} here"
     return found
+
+
+def _unrecorded(weights: Weights, now: Meaning, before: Meaning, channels: list[str] | None) -> list[str]:
+    """What is taken as configured, since nobody has recorded it."""
+    if weights.record is not None:
+        return []
+    taken = [f"{key} {now[key]}" for key in now if key not in before and key != CHANNELS]
+    order = [f"the order of channels, {', '.join(channels or ())}"] if CHANNELS not in before else []
+    return [f"not recorded, taken as configured: {', '.join([*order, *taken])}"]

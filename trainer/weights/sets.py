@@ -1,4 +1,4 @@
-"""The sets of weights that one file holds: a network's, the running mean of it, somebody's second network."""
+"""The sets of weights in one file: a network's, the running mean of it, somebody's second network."""
 
 from __future__ import annotations
 
@@ -13,66 +13,65 @@ from trainer.checkpoint.record import KEY, Record, parse
 from trainer.weights.hyperparameters import told_by
 from trainer.weights.pickles import Described, resolved
 
-STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+STATE_KEYS = ["", "state_dict", "model_state_dict", "model", "module", "net", "network", "weights"]
+STATE_KEYS += ["params"]
 MEANS = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in names of running means
-UNAVERAGED = ("current_model_state", "online_model")  # what is beside a mean that is called like any weights
+UNAVERAGED = ("current_model_state", "online_model")  # beside a mean that is called like any weights
 FEWEST = 10  # tensors of a set that lies beside another one
 Named = dict[str, Tensor | Described]
 
 
 @dataclass
 class Sets:
-    """Sets of named tensors by where they are, as "state_dict", the one that is usually meant first."""
+    """Sets of named tensors by where they are, as "state_dict", the usual one first."""
 
     found: dict[str, Named]
-    told: dict[str, list[Any]] = field(default_factory=dict)  # what the file says of its network (hyperparameters.py)
+    told: dict[str, list[Any]] = field(default_factory=dict)  # see hyperparameters.py
     record: Record | None = None  # of an export of ours
 
     def chosen(self, raw: bool, take: str | None = None) -> tuple[str, dict[str, Tensor]]:
-        """Name and tensors of one set: the running mean where there is one, or the weights themselves.
+        """Name and tensors of one set: the running mean where there is one, or the weights.
 
         Args:
             take: the name of the set to take instead.
 
         Raises:
-            CheckpointError: nothing tells which of several is meant, or there is no set of that name.
+            CheckpointError: nothing tells which is meant, or there is none of that name.
         """
         listed = ", ".join(repr(name) for name in self.found)
-        if take is not None and take not in self.found:
-            raise CheckpointError(f"there is no set of weights {take!r} in the file; there is {listed}.")
-        names = [name for name in self.found if is_mean(name, self.found) != raw] or list(self.found)
-        chosen = names[0] if take is None else take
-        if take is None and len(names) > 1 and not _is_usual(chosen):
-            raise CheckpointError(f"the file holds several sets of weights: {listed}. Name the one you mean with --take NAME.")
+        fitting = [name for name in self.found if self._is_mean(name) != raw] or list(self.found)
+        chosen = fitting[0] if take is None else take
+        if chosen not in self.found:
+            raise CheckpointError(f"there is no set of weights {take!r}; there is {listed}.")
+        if take is None and len(fitting) > 1 and _place(chosen) == len(STATE_KEYS):
+            raise CheckpointError(f"several sets of weights: {listed}. Name one with --take NAME.")
         return chosen, {name: resolved(value) for name, value in self.found[chosen].items()}
 
-
-def is_mean(name: str, found: dict[str, Named]) -> bool:
-    """Whether a set is the running mean of another one."""
-    if name.split(".")[-1] in UNAVERAGED:
-        return False
-    called_so = MEANS & set(re.split(r"[._]", name.lower())) or "n_averaged" in found[name]
-    return bool(called_so) or any(other.split(".")[-1] in UNAVERAGED for other in found)
+    def _is_mean(self, name: str) -> bool:
+        if name.split(".")[-1] in UNAVERAGED:
+            return False
+        called_so = MEANS & set(re.split(r"[._]", name.lower()))
+        beside = any(other.split(".")[-1] in UNAVERAGED for other in self.found)
+        return bool(called_so) or beside or "n_averaged" in self.found[name]
 
 
 def sets_in(content: Any) -> Sets:
     """Every set of weights in what a file holds, nested three times at most."""
     found: dict[str, Named] = {}
     _search(content, "", found)
-    largest = max(map(len, found.values()), default=0)
-    whole = {where: tensors for where, tensors in found.items() if len(tensors) >= min(FEWEST, largest)}
-    split = {name: part for where, tensors in whole.items() for name, part in _twins(where, tensors).items()}
-    ordered = sorted(split, key=lambda name: (not _is_usual(name), *_usual_first(name), -len(split[name])))
-    told = told_by(content) if isinstance(content, dict) else {}
-    record = content.get(KEY) if isinstance(content, dict) else None
-    described = parse(record, "the file") if isinstance(record, str) else None
-    return Sets({name: split[name] for name in ordered}, told, described)
+    least = min(FEWEST, max(map(len, found.values()), default=0))
+    whole = {where: tensors for where, tensors in found.items() if len(tensors) >= least}
+    split = {name: x for where, tensors in whole.items() for name, x in _twins(where, tensors).items()}
+    usual_first = sorted(split, key=lambda name: (_place(name), -len(split[name])))
+    tree = content if isinstance(content, dict) else {}
+    record = parse(tree[KEY], "the file") if isinstance(tree.get(KEY), str) else None
+    return Sets({name: split[name] for name in usual_first}, told_by(tree), record)
 
 
 def _search(tree: Any, where: str, found: dict[str, Named], depth: int = 0) -> None:
-    if not isinstance(tree, dict) or where.split(".")[0].startswith("optimizer"):
+    if not isinstance(tree, dict) or where.startswith("optimizer"):
         return
-    tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, (Tensor, Described))}
+    tensors = {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor | Described)}
     if tensors:
         found[where] = tensors
     for key, value in tree.items() if depth < 3 else ():
@@ -80,22 +79,21 @@ def _search(tree: Any, where: str, found: dict[str, Named], depth: int = 0) -> N
 
 
 def _twins(where: str, tensors: Named) -> dict[str, Named]:
-    """One state dict, or the sets of equal names that lie in it under prefixes, as `net.` and `ema.`."""
+    """One state dict, or the sets of equal names in it under prefixes, as `net.` and `ema.`."""
     groups: dict[str, Named] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
         groups.setdefault(first, {})[rest] = tensor
-    large = {first: group for first, group in groups.items() if len(group) >= FEWEST}
-    alike = [first for first, group in large.items() if sum(group.keys() == other.keys() for other in large.values()) > 1]
-    if alike:
-        return {f"{where}.{first}".lstrip("."): groups[first] for first in alike}
-    nested = _twins(where, groups[next(iter(large))]) if len(large) == len(groups) == 1 else {}
+    large = [first for first, group in groups.items() if len(group) >= FEWEST]
+    for first in large:
+        alike = [other for other in large if groups[other].keys() == groups[first].keys()]
+        if len(alike) > 1:
+            return {f"{where}.{name}".lstrip("."): groups[name] for name in alike}
+    nested = _twins(where, groups[large[0]]) if len(large) == len(groups) == 1 else {}
     return nested if len(nested) > 1 else {where: tensors}
 
 
-def _is_usual(name: str) -> bool:
-    return name.split(".")[-1] in ("", *STATE_KEYS)
-
-
-def _usual_first(name: str) -> tuple[bool, ...]:
-    return tuple(name.split(".")[-1] != key for key in STATE_KEYS)
+def _place(name: str) -> int:
+    """How usual a name is for the weights that are meant."""
+    last = name.split(".")[-1]
+    return STATE_KEYS.index(last) if last in STATE_KEYS else len(STATE_KEYS)
