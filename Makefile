@@ -42,7 +42,7 @@ test-fast: .venv/installed
 
 # Minutes-long tests too, and every guard of the fault table broken once.
 test-all: .venv/installed lint
-	$(BIN)/python -m pytest --durations=20
+	TOPOFLOW_ALL_WAYS=1 $(BIN)/python -m pytest --durations=20
 	$(BIN)/python -m tests.mutations
 
 lint: .venv/installed

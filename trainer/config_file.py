@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 from difflib import get_close_matches
@@ -61,11 +62,12 @@ def _mean_own_directory(path: Path, tree: dict[str, Any]) -> None:
 
 
 def validate(tree: dict[str, Any], source: str, overrides: list[str] | None = None) -> Run:
-    """Apply the overrides to `tree` and build the typed tree; `source` names its origin in messages.
+    """Build the typed tree from `tree` and the overrides; `source` names its origin in messages.
 
     Raises:
         ConfigError: listing every wrong key and value, with suggestions.
     """
+    tree = copy.deepcopy(tree)  # of a checkpoint's manifest, which stays what it was
     try:
         given: dict[str, str] = {}
         for override in overrides or []:

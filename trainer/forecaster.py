@@ -52,7 +52,7 @@ def load_forecaster(
     if weights.loaded is None:
         raise CheckpointError(f"{checkpoint or run_dir} is no checkpoint of a run: name a run, or one of its checkpoints.")
     found, manifest = weights.loaded.path, weights.loaded.manifest
-    run = validate(dict(manifest.config), str(found / "manifest.json"), overrides)
+    run = validate(manifest.config, str(found / "manifest.json"), overrides)
     run = run.model_copy(update={"run_dir": run_dir.absolute()})  # it may have moved since
     dataset = open_dataset(run, device_of(world()))
     for name, value in dataset.fingerprints().items():

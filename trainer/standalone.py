@@ -42,7 +42,7 @@ def load_forecaster(path: str | Path) -> StandaloneForecaster:
     record = weights.record
     if record is None or path.suffix == ".ckpt":
         raise CheckpointError(f"{path} is neither a run nor an export of ours: use `python -m trainer checkpoint export`.")
-    run = validate(dict(record.config), str(path))
+    run = validate(record.config, str(path))
     network = network_of(weights, run)[0].to(device_of(world())).eval()
     names = (surroundings.FILE, climatology.FILE)
     exported = weights.loaded is None

@@ -115,7 +115,7 @@ def fit(
 def _recorded(weights: Weights, count: int) -> Meaning:
     """What is known of the weights: all of ours, what a foreign file tells of itself elsewhere."""
     if weights.record is not None:
-        return meaning(validate(dict(weights.record.config), f"the record of {weights.source}"))
+        return meaning(validate(weights.record.config, f"the record of {weights.source}"))
     told = {key: values[0] for key, values in weights.told.items() if key != CHANNELS}
     for names in weights.told.get(CHANNELS, []):
         if len(set(names)) == len(names) == count:
