@@ -7,6 +7,8 @@ One JSON argument, a list of jobs: "arguments" of trainer/train.py, and optional
   "fails": [NAME, ...]  of FAILING: raises an OSError on rank 0 (all of them at once where a run must survive)
   "refused": true  the run must be refused: every rank prints what it was told, and after how long
   "run_dir_of_rank": true  every rank has a run directory of its own, as on disks of the nodes
+  "blind": true  rank 1 does not see the checkpoints that are there
+  "of_rank_1": [KEY=VALUE, ...]  what its configuration says otherwise
   "kernel_of_rank_1": NAME  what rank 1 says that it computes the elevation bias with
   "without_check": true  resolve_deepspeed lets settings pass that it refuses
   "opened": true  every rank prints what it opened below the store, the wind scan and the checkpoints
@@ -113,6 +115,8 @@ def injected(job: dict[str, Any]) -> Iterator[None]:
             patches.enter_context(mock.patch.object(target, name, replacement))
         if job.get("without_check"):
             patches.enter_context(mock.patch.object(training, "resolve_deepspeed", unchecked))
+        if job.get("blind") and dist.get_rank() == 1:
+            patches.enter_context(mock.patch.object(store, "look", return_value=[]))
         for name in job.get("fails", []) if dist.get_rank() == 0 else []:
             error = OSError(errno.ENOSPC, f"injected into {name}")
             patches.enter_context(mock.patch.object(*FAILING[name], side_effect=error))
@@ -127,7 +131,8 @@ def bytes_read() -> int:
 
 def run_job(job: dict[str, Any], world: launch.Joined) -> None:
     options = parse(job["arguments"])
-    run = load(options.config, options.overrides)
+    own = job.get("of_rank_1", []) if world.rank == 1 else []
+    run = load(options.config, [*options.overrides, *own])
     if job.get("run_dir_of_rank"):
         run = run.model_copy(update={"run_dir": run.run_dir / str(world.rank)})
     began = time.monotonic()
