@@ -21,7 +21,7 @@ from tests.conftest import TINY
 from tests.launching import module, tiny_config, train
 from trainer.forecaster import load_forecaster
 from trainer.verification.evaluation import Options, evaluate
-from trainer.verification.given.weather import has_weather
+from trainer.verification.weather import has_weather
 
 OTHER = Recipe(days=12, rows=16, cols=32, seed=8, missing=0.0, shard_hours=24, train=0.6, validation=0.2, start="2015-01-04")
 
