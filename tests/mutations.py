@@ -170,7 +170,7 @@ def notices(mutation: Mutation, folder: Path) -> tuple[str, float]:
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     shutil.rmtree(copy, ignore_errors=True)
     shutil.rmtree(folder / f"{mutation.fault}-tmp", ignore_errors=True)
-    said = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    said = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))), "")
     seconds = time.monotonic() - began
     if done.returncode == 1 and said.startswith("FAILED"):
         return f"failed as it must: {re.sub(r' - .*', '', said.rpartition('::')[2])}", seconds

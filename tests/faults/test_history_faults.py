@@ -43,7 +43,6 @@ from tests.launching import (
 from trainer.checkpoint import loading, same_run, store
 from trainer.checkpoint.manifest import Begun, CheckpointError, Unreadable, write
 from trainer.checkpoint.record import write_tensors
-from trainer.config import Watch
 from trainer.config_file import load
 from trainer.process.ranks import LaunchError, find_ranks
 from trainer.process.stop import end_time
@@ -200,11 +199,11 @@ from pathlib import Path
 from trainer.checkpoint.record import write_tensors
 from trainer.config import Watch
 from trainer.process.watchdog import Watchdog
-with Watchdog(Path(sys.argv[1]), 0, 1, Watch(step=6.0)) as watchdog:
+with Watchdog(Path(sys.argv[1]), 0, 1, Watch(step=8.0)) as watchdog:
     watchdog.enter("step")
     print("ready", flush=True)
-    time.sleep(3.0)
-    watchdog.enter("save")
+    for _ in range(70):
+        time.sleep(0.1)
 print("lived")
 """
 
@@ -220,7 +219,6 @@ def test_f76_time_in_which_a_job_was_suspended_counts_for_no_deadline(tmp_path: 
     done = started.wait(30)
     assert done.returncode == 0, done.stderr
     assert "lived" in done.stdout
-    assert Watch(step=6.0).step < 9.0
 
 
 def test_f76_an_end_that_has_passed_or_is_no_time_is_named_and_not_obeyed(caplog: pytest.LogCaptureFixture) -> None:

@@ -127,9 +127,10 @@ def checkpoint_of(run: Run, weights: dict[str, Tensor], means: dict[str, Tensor]
 
 
 def forecast(run: Run, network: TopoFlow, fields: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """(target, lead time) -> forecast of the same fields, whatever the order of channels."""
+    """(target, lead time) -> forecast of the same fields, whatever the order of channels; in float64."""
+    network.double().eval()
     x = torch.stack([fields[name] for name in run.data.inputs])[None]
-    elevation = torch.linspace(0.0, 3000.0, 16)
+    elevation = torch.linspace(0.0, 3000.0, 16, dtype=torch.float64)
     found = {}
     for lead in run.data.lead_hours:
         departure = None
@@ -137,7 +138,7 @@ def forecast(run: Run, network: TopoFlow, fields: dict[str, Tensor]) -> dict[tup
             planes = [torch.stack([fields[f"{name} {kind}"] for name in run.data.targets]) for kind in ("now", "then")]
             departure = torch.stack(planes)[None]
         with torch.no_grad():
-            out = network(x, torch.tensor([float(lead)]), elevation, torch.arange(16)[None], departure)
+            out = network(x, torch.tensor([float(lead)], dtype=torch.float64), elevation, torch.arange(16)[None], departure)
         found |= {(name, lead): out[0, place] for place, name in enumerate(run.data.targets)}
     return found
 
@@ -196,14 +197,14 @@ def test_weights_go_round_as_the_same_function_or_are_refused_by_name(tmp_path_f
     assert code == 0
     generator = torch.Generator().manual_seed(seed)
     names = [*way.inputs, *(f"{name} {kind}" for name in way.targets for kind in ("now", "then"))]
-    fields = {name: torch.randn(SHAPE, generator=generator) for name in names}
+    fields = {name: torch.randn(SHAPE, generator=generator, dtype=torch.float64) for name in names}
     truth = forecast(run, original, fields)
     ways_back = {"import": folder / "imported", "export": file, "checkpoint": kept}
     for name, path in ways_back.items():
         source = InitFrom(path=path, raw=way.raw)
         brought, report = network_of(wanted(source), other, source)
         assert report.share == 1.0
-        for key, field in forecast(other, brought.eval(), fields).items():
+        for key, field in forecast(other, brought, fields).items():
             torch.testing.assert_close(field, truth[key], rtol=1e-6, atol=1e-6, msg=f"{name} {key}")
     out = folder / "again.safetensors"
     export(folder / "imported", out)
