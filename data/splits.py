@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ from data import DataError
 from data.store import statistics
 from data.store.layout import Store
 from data.store.reader import ShardReader
+from data.written import write_text
 
 Days = Sequence[tuple[str, str]]  # first and last day of every range, both inside
 Hours = tuple[tuple[int, int], ...]  # [first, last) time index of every range
@@ -106,9 +106,8 @@ def measure(store: Store, train: Hours, workers: int) -> Iterator[int]:
     path = kept_at(store, train)
     path.parent.mkdir(exist_ok=True)
     hours = [[str(store.times[first]), str(store.times[last - 1])] for first, last in train]
-    being_written = path.with_suffix(f".{os.getpid()}")
-    being_written.write_text(json.dumps({"train": hours, "sha256": _hash_of(fitted), "statistics": fitted}, indent=1))
-    being_written.rename(path)
+    content = {"train": hours, "sha256": _hash_of(fitted), "statistics": fitted}
+    write_text(path, json.dumps(content, indent=1))
 
 
 def shards_of(store: Store, train: Hours) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -86,7 +84,7 @@ def open_dataset(run: Run, device: torch.device) -> Dataset:
     """
     store, scan = on_main(lambda: _open(run))
     if run.data.cache_dir is not None and dist.is_initialized():
-        store = copy_to_node(store, run.data.cache_dir)
+        store = node_copy.copied(store, run.data.cache_dir)
     normalizer = Normalizer(store, run.data.channels(), run.data.targets, device)
     elevation = patch_mean(torch.from_numpy(store.static["elevation"])[None], run.model.patch)[0].to(device)
     dataset = Dataset(run, store, scan, normalizer, elevation, device)
@@ -119,25 +117,3 @@ def _open(run: Run) -> tuple[Store, ScanCache | None]:
     cache, days = run.wind_scan.cache, run.data.days()
     scan = None if cache is None else open_cache(cache, store, patch=run.model.patch)
     return store if days is None else split_as(store, days), scan
-
-
-def copy_to_node(store: Store, folder: Path) -> Store:
-    """Fill the node's copy of a store, all its ranks together, and open it. A collective.
-
-    Raises:
-        DataError: on every rank, if it could not be filled on one.
-    """
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, socket.gethostname())
-    here = [rank for rank, host in enumerate(hosts) if host == socket.gethostname()]
-    problem = None
-    try:
-        node_copy.fill(store, folder, here.index(dist.get_rank()), len(here))
-    except (DataError, OSError) as error:
-        problem = f"{socket.gethostname()}: {error}"
-    problems: list[str | None] = [None] * len(hosts)
-    dist.all_gather_object(problems, problem)
-    for told in problems:
-        if told is not None:
-            raise DataError(told)
-    return replace(store, path=node_copy.place(store, folder))

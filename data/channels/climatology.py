@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from data import DataError
 from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
+from data.written import being_written
 
 log = logging.getLogger("trainer")
 ENOUGH_DAYS = 20  # of a month in the training split, for means of its own; other months get those of all months
@@ -66,12 +66,10 @@ def kept(store: Store, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         if of == identity:
             return means, months
     means, months = _measured(store)
-    being_written = path.with_name(f"{FILE}.{os.getpid()}.npz")
+    digest = np.array(_digest(means, months))
     try:
-        np.savez(
-            being_written, means=means, months=months, identity=np.array(identity), sha256=np.array(_digest(means, months))
-        )
-        being_written.rename(path)
+        with being_written(path) as partial, partial.open("wb") as file:
+            np.savez(file, means=means, months=months, identity=np.array(identity), sha256=digest)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

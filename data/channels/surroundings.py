@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from data.store.layout import DAMAGE, Store
 from data.variables import contents, restored
 from data.wind_scan.cache import ScanCache
 from data.wind_scan.orders import Geometry
+from data.written import being_written
 
 FILE = "surroundings.npz"
 
@@ -41,15 +41,9 @@ def keep(store: Store, scan: ScanCache | None, path: Path) -> None:
     if scan is not None:
         arrays |= {"global_orders": scan.global_orders, "regional_orders": scan.regional_orders}
     text = json.dumps(about)
-    being_written = path.with_name(f"{path.name}.{os.getpid()}.npz")
-    np.savez(
-        being_written,
-        allow_pickle=False,
-        about=np.frombuffer(text.encode(), "u1"),
-        sha256=np.array(_digest(text, arrays)),
-        **arrays,
-    )
-    being_written.rename(path)
+    arrays |= {"about": np.frombuffer(text.encode(), "u1"), "sha256": np.array(_digest(text, arrays))}
+    with being_written(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def restore(path: Path) -> tuple[Store, ScanCache | None]:

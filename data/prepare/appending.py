@@ -25,7 +25,7 @@ from data.prepare.catalogue.search import make_catalogue
 from data.prepare.grids.grid import Grid, from_tables
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Scan, defined_in
-from data.prepare.shards import GRIDS, job_of, kept_shards, write_last
+from data.prepare.shards import GRIDS, job_of, kept_shards
 from data.prepare.sources.source import Source, files_of, read_sources, sources_in, winds_of, written_down
 from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.stages import finish, load, remaining
@@ -33,6 +33,7 @@ from data.store import layout, opening, writing
 from data.store.finishing import MARKS
 from data.store.layout import Store
 from data.wind_scan.cache import store_of
+from data.written import write_text
 
 
 def append(path: Path, files: list[Path], workers: int, config: Path | None = None) -> Store | None:
@@ -157,7 +158,7 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> No
     waiting.note(parts, catalogue, lacking, waiting.waiting_in(store))
     for weights in store.path.glob("weights-*.npz"):
         shutil.copyfile(weights, parts / weights.name)
-    write_last(parts / PLAN, json.dumps(plan))
+    write_text(parts / PLAN, json.dumps(plan))
     ahead.forget(longer)
 
 

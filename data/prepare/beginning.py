@@ -19,11 +19,12 @@ from data.prepare.catalogue.search import make_catalogue
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
-from data.prepare.shards import job_of, write_last
+from data.prepare.shards import job_of
 from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.static import static_fields
 from data.store import layout, opening, writing
 from data.wind_scan import cache, orders
+from data.written import write_text
 
 console = Console(stderr=True)
 
@@ -77,7 +78,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     waiting.note(parts, catalogue, lacking, {})
     for number, regridder in enumerate(regridders):
         scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
-    write_last(parts / PLAN, json.dumps(plan.identity()))
+    write_text(parts / PLAN, json.dumps(plan.identity()))
     ahead.forget(path)
     return True
 

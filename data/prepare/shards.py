@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -31,6 +30,7 @@ from data.store.opening import open_store, require_whole
 from data.store.reader import ShardReader
 from data.variables import Contents, Variable
 from data.wind_scan import orders
+from data.written import being_written, write_text
 
 GRIDS = "grids.npz"  # of the files that a finished store was made of
 
@@ -133,12 +133,12 @@ def _write_claimed(path: Path, job: _Job, shard: int) -> int:
         if group == "weather" and job.scan:
             u, v = (block[:, job.contents.channel(name)] for name in ("u", "v"))
             codes = orders.sector_codes(u, v, job.scan.regions, job.scan.sectors)
-            being_written = layout.parts_path(path) / f"sectors-{shard}.{os.getpid()}.npz"
-            np.savez(being_written, codes=codes)
-            being_written.rename(layout.parts_path(path) / f"sectors-{shard}.npz")
+            kept = layout.parts_path(path) / f"sectors-{shard}.npz"
+            with being_written(kept) as partial, partial.open("wb") as opened:
+                np.savez(opened, codes=codes)
     for file in files:
         identity.require_still(parts, file)
-    write_last(parts / f"sources-{shard}.json", json.dumps(content))
+    write_text(parts / f"sources-{shard}.json", json.dumps(content))
     return source.bytes_read
 
 
@@ -188,9 +188,3 @@ def sectors_of(path: Path, shard: int) -> np.ndarray:
     """The wind sectors of a shard's hours; the file carries its own checksum."""
     with np.load(layout.parts_path(path) / f"sectors-{shard}.npz", allow_pickle=False) as file:
         return np.asarray(file["codes"])
-
-
-def write_last(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.rename(path)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import socket
+from dataclasses import replace
 from pathlib import Path
+
+import torch.distributed as dist
 
 from data import DataError
 from data.store.layout import EMPTY, Store, hash_of, shard_file
+from data.written import being_written
+
+
+def copied(store: Store, folder: Path) -> Store:
+    """Fill the node's copy of a store, all its ranks together, and open it; collective.
+
+    Raises:
+        DataError: on every rank, if it could not be filled on one.
+    """
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    here = [rank for rank, host in enumerate(hosts) if host == socket.gethostname()]
+    problem = None
+    try:
+        fill(store, folder, here.index(dist.get_rank()), len(here))
+    except (DataError, OSError) as error:
+        problem = f"{socket.gethostname()}: {error}"
+    problems: list[str | None] = [None] * len(hosts)
+    dist.all_gather_object(problems, problem)
+    for told in problems:
+        if told is not None:
+            raise DataError(told)
+    return replace(store, path=place(store, folder))
 
 
 def place(store: Store, folder: Path) -> Path:
@@ -38,15 +64,13 @@ def fill(store: Store, folder: Path, part: int, parts: int) -> None:
     for file in mine:
         target = copy / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        being_written = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        shutil.copyfile(store.path / file, being_written)
-        if file in hashes and hash_of(being_written) != hashes[file]:
-            being_written.unlink()
-            raise DataError(
-                f"{store.path / file} is not what was written, or its copy to {folder} failed. Run "
-                f"`python -m data verify {store.path}`."
-            )
-        being_written.rename(target)
+        with being_written(target) as partial:
+            shutil.copyfile(store.path / file, partial)
+            if file in hashes and hash_of(partial) != hashes[file]:
+                raise DataError(
+                    f"{store.path / file} is not what was written, or its copy to {folder} failed. "
+                    f"Run `python -m data verify {store.path}`."
+                )
 
 
 def _is_there(store: Store, copy: Path, file: Path, hashes: dict[Path, str]) -> bool:

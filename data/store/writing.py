@@ -7,7 +7,6 @@ what opens is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from data.store.layout import (
 )
 from data.store.reader import EMPTY_CHUNK
 from data.variables import ALWAYS, BY_NAME, PUBLISHED, Contents, Variable
+from data.written import write_text
 
 
 def create(
@@ -121,9 +121,7 @@ def write_block(path: Path, group: str, start: int, block: np.ndarray) -> None:
         "high": high.tolist(),
         "missing": np.isnan(block).mean((2, 3)).round(6).tolist(),
     }
-    being_written = done_mark(path, group, shard).with_suffix(f".{os.getpid()}")
-    being_written.write_text(json.dumps(mark))
-    being_written.rename(done_mark(path, group, shard))
+    write_text(done_mark(path, group, shard), json.dumps(mark))
 
 
 def is_written(path: Path, group: str, shard: int) -> bool:

@@ -7,18 +7,15 @@ storage pointers), so what is compared is the orders.
 
 from __future__ import annotations
 
-import io
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data import DataError
+from data.given.pickles import Harmful, read_plain
 from data.store.layout import DAMAGE
 from data.wind_scan.cache import read_orders
 from data.wind_scan.orders import Geometry, order_along_wind
@@ -112,32 +109,12 @@ def one_regional_table(tables: OrderTables) -> np.ndarray:
     return first
 
 
-def _storage(content: bytes) -> Any:
-    """The inner pickle of a pickled tensor, which torch would load for itself without any restriction."""
-    return torch.load(io.BytesIO(content), weights_only=True)
-
-
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-
-
-class _TensorsOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return ALLOWED[module, name]
-
-
 def _read_pickle(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _TensorsOnly(file).load()
+        return read_plain(path)
     except FileNotFoundError as error:
         raise DataError(f"no wind cache at {path}.") from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, Harmful) as error:
         raise DataError(f"{path} holds more than tensors and is not opened: {error}.") from error
     except DAMAGE as error:
         raise DataError(f"{path} is damaged: {error!r}.") from error

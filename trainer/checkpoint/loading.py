@@ -1,4 +1,4 @@
-"""THE way to load a checkpoint of ours: held open while it is read, every tensor compared with its recorded hash."""
+"""THE way to load a checkpoint of ours: held open meanwhile, all compared with recorded hashes."""
 
 from __future__ import annotations
 
@@ -57,36 +57,32 @@ def newest(run_dir: Path, state: bool = True, step_over: bool = False) -> Loaded
         step_over: take the next whole one where the newest is damaged, and say so.
 
     Raises:
-        Unreadable: the file system refuses the newest one now, so nobody can tell whether it is whole.
+        Unreadable: the file system refuses the newest one now, so nobody can tell what it holds.
         CheckpointError: the newest one is damaged, or with `step_over` every one.
     """
-    while True:
-        candidates = store.look(run_dir)
+    candidates, damaged = store.look(run_dir), False
+    while candidates:
+        candidate = candidates.pop()
         try:
-            while candidates:
-                candidate = candidates.pop()
-                try:
-                    return load(candidate.path, state)
-                except (store.Gone, Unreadable):
-                    raise
-                except CheckpointError as error:
-                    if not step_over:
-                        raise _naming_a_whole_one(error, candidates) from error
-                    log.error("WARNING: %s is damaged and skipped: %s", candidate.path, error)
-                    if not candidates:
-                        raise CheckpointError(
-                            f"every checkpoint in {run_dir} is damaged (see above): bring one back from a "
-                            "copy of it, or start a new run with another run_dir."
-                        ) from error
+            return load(candidate.path, state)
         except store.Gone:
-            continue
-        return None
-
-
-def _naming_a_whole_one(error: CheckpointError, older: list[store.Found]) -> CheckpointError:
-    whole = next((found.path for found in reversed(older) if not store.verify(found.path)), None)
-    remedy = f"The newest whole one is {whole}: name it" if whole else "No older one is whole"
-    return CheckpointError(f"{error} {remedy}.")
+            candidates = store.look(run_dir)
+        except Unreadable:
+            raise
+        except CheckpointError as error:
+            if not step_over:
+                older = (found.path for found in reversed(candidates))
+                whole = next((path for path in older if not store.verify(path)), None)
+                remedy = f"The newest whole one is {whole}: name it" if whole else "None is whole"
+                raise CheckpointError(f"{error} {remedy}.") from error
+            log.error("WARNING: %s is damaged and skipped: %s", candidate.path, error)
+            damaged = True
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {run_dir} is damaged (see above): bring one back from a copy of "
+            "it, or start a new run with another run_dir."
+        )
+    return None
 
 
 def averages(named: Named) -> dict[str, Tensor]:
@@ -111,10 +107,10 @@ def _load(checkpoint: Path, state: bool) -> Loaded:
 
 
 def _read(file: Path, wanted: Collection[str], sha256: str) -> dict[str, Tensor]:
-    """Tensors of a file, which is read through before it is mapped: an error of a mapped one would end the process."""
+    """Tensors of a file, which is read through before it is mapped: an error then ends the process."""
     try:
         if sha256_of(file) != sha256:
-            raise CheckpointError(f"{file} is damaged: it does not have the sha256 that was recorded.")
+            raise CheckpointError(f"{file} is damaged: its sha256 is not the recorded one.")
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in set(opened.keys()) & set(wanted)}
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.written import being_written
 from trainer.checkpoint.consistency import hash_tensors
 from trainer.checkpoint.manifest import CheckpointError, Memory
 
@@ -83,14 +83,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        write(partial)
-        partial.rename(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # what the writers raise on a full disk
+        with being_written(path) as partial:
+            write(partial)
+    except (OSError, SafetensorError, RuntimeError) as error:  # of the writers, on a full disk
         raise CheckpointError(f"{path} could not be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_header(file: Path) -> Record | None:

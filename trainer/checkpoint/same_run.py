@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data.written import write_text
 from trainer.checkpoint.manifest import CheckpointError, Manifest, Memory, read_json
 
 IDENTITY = "run.json"  # in the run directory
-HISTORY = "metrics.jsonl"
 
 log = logging.getLogger("trainer")
 
@@ -42,67 +42,54 @@ FREE = {
 
 
 def identity(run_dir: Path) -> tuple[str, int | None]:
-    """Name of the run that a directory belongs to, and the step of its last checkpoint; ("", None) for a new one.
+    """Name of the run that a directory belongs to, and step of its last checkpoint; or ("", None).
 
-    Directories of before runs had a name have their history in what they have logged.
+    A directory of before runs had a name has its history in what it has logged.
 
     Raises:
         CheckpointError: what is written there is no identity.
     """
-    path = run_dir / IDENTITY
-    if not path.exists():
-        return "", _last_saved(run_dir / HISTORY)
-    tree = read_json(path)
-    if not isinstance(tree, dict) or not isinstance(tree.get("run"), str):
-        raise CheckpointError(f"{path} is damaged: remove it where its checkpoints are, they say which run it is.")
-    saved = tree.get("saved")
-    return tree["run"], saved if isinstance(saved, int) else None
+    saved = None
+    if (run_dir / IDENTITY).exists():
+        tree = read_json(run_dir / IDENTITY)
+        if isinstance(tree, dict) and isinstance(tree.get("run"), str):
+            saved = tree.get("saved")
+            return tree["run"], saved if isinstance(saved, int) else None
+        raise CheckpointError(f"{run_dir / IDENTITY} is damaged: remove it, checkpoints say it too.")
+    logged = run_dir / "metrics.jsonl"
+    for line in logged.read_text(errors="replace").splitlines() if logged.is_file() else ():
+        if '"kind": "checkpoint"' in line:
+            with suppress(ValueError, KeyError):  # a kill may have cut a row short
+                saved = int(json.loads(line)["step"])
+    return "", saved
 
 
 def remember(run_dir: Path, run: str, saved: int | None) -> None:
     """Write down whose directory it is, and the step of its last checkpoint."""
-    partial = run_dir / f"{IDENTITY}.partial"
-    partial.write_text(json.dumps({"run": run, "saved": saved}))
-    partial.rename(run_dir / IDENTITY)
+    write_text(run_dir / IDENTITY, json.dumps({"run": run, "saved": saved}))
 
 
 def require_own(run_dir: Path, found: Manifest | None) -> None:
-    """Refuse a history without its checkpoints, or with those of another run; warn where the last one is not there.
+    """Refuse a history without its checkpoints, or with those of another run.
 
     Raises:
-        CheckpointError: a new start here would drop what was trained, or continue what another run has trained.
+        CheckpointError: a start would drop what was trained, or continue what another run trained.
     """
     own, saved = identity(run_dir)
-    if found is None:
-        if saved is None:
-            return
+    if found is None and saved is not None:
         raise CheckpointError(
-            f"{run_dir} has the history of a run that has saved step {saved}, and no checkpoint is there: mount or restore "
-            f"{run_dir / 'checkpoints'}. To begin anew, choose another run_dir."
+            f"{run_dir} has the history of a run that has saved step {saved}, and no checkpoint is "
+            f"there: mount or restore {run_dir}/checkpoints. To begin anew, choose another run_dir."
         )
-    if own and found.run and own != found.run:
+    if found is not None and own and found.run and own != found.run:
         raise CheckpointError(
-            f"the checkpoints in {run_dir} are of another run ({found.run[:8]}, not {own[:8]}): bring back its own, or choose "
-            f"another run_dir and start from them with init_from.path={run_dir / 'checkpoints'}/step-{found.step:08d}."
+            f"the checkpoints in {run_dir} are of another run ({found.run[:8]}, not {own[:8]}): bring "
+            "back its own, or choose another run_dir and start from them with "
+            f"init_from.path={run_dir}/checkpoints/step-{found.step:08d}."
         )
-    if saved is not None and saved > found.step:
-        log.error(
-            "WARNING: the last checkpoint of %s was that of step %d, and is not there: it goes on from step %d, and what was "
-            "trained since is trained again",
-            run_dir,
-            saved,
-            found.step,
-        )
-
-
-def _last_saved(path: Path) -> int | None:
-    saved = None
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with suppress(ValueError):  # a kill may have cut a row short
-            row = json.loads(line)
-            if isinstance(row, dict) and row.get("kind") == "checkpoint":
-                saved = row.get("step")
-    return saved
+    if found is not None and saved is not None and saved > found.step:
+        told = f"the last checkpoint of {run_dir} was that of step {saved}, and is not there"
+        log.error("WARNING: %s: it goes on from step %d, and trains again", told, found.step)
 
 
 def compare(

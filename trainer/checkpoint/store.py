@@ -22,7 +22,7 @@ import logging
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,23 +66,27 @@ def look(run_dir: Path) -> list[Found]:
     Raises:
         Unreadable: the file system refuses the directory now.
     """
-    found = []
-    for path in _directories(run_dir):
-        step = step_of(path)
-        if step is None:
-            continue
-        try:
-            manifest = read(path)
-        except CheckpointError as error:
-            if isinstance(error, Unreadable) or (path / MANIFEST).exists():
-                found.append(Found(path, step, None, str(error)))
-            continue
-        if manifest.step == step:
-            found.append(Found(path, step, manifest))
-        else:
-            log.info("WARNING: %s is left alone: its manifest is that of step %d", path, manifest.step)
+    while True:
+        listed = _directories(run_dir)
+        found = [one for path, step in listed.items() if (one := _found(path, step)) is not None]
+        if _directories(run_dir) == listed:  # or a running job added and removed some meanwhile
+            break
     most = max((len(f.manifest.starts) for f in found if f.manifest is not None), default=0)
     return sorted(found, key=lambda f: (most if f.manifest is None else len(f.manifest.starts), f.step))
+
+
+def _found(path: Path, step: int) -> Found | None:
+    """A checkpoint of ours; None of a directory that is not one."""
+    try:
+        manifest = read(path)
+    except CheckpointError as error:
+        if isinstance(error, Unreadable) or (path / MANIFEST).exists():
+            return Found(path, step, None, str(error))
+        return None
+    if manifest.step == step:
+        return Found(path, step, manifest)
+    log.info("WARNING: %s is left alone: its manifest is that of step %d", path, manifest.step)
+    return None
 
 
 def newest(run_dir: Path) -> Path | None:
@@ -105,8 +109,8 @@ def put_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.aside-{uuid.uuid4().hex[:8]}"))
 
 
-def verify(checkpoint: Path, names: Iterable[str] | None = None) -> list[str]:
-    """Re-hash files of a checkpoint, by default all; what is wrong, a line each.
+def verify(checkpoint: Path) -> list[str]:
+    """Re-hash every file of a checkpoint; what is wrong, a line each.
 
     Raises:
         Unreadable: the file system refuses one now.
@@ -118,15 +122,12 @@ def verify(checkpoint: Path, names: Iterable[str] | None = None) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     wrong = []
-    for name in files if names is None else names:
+    for name, expected in files.items():
         try:
-            if sha256_of(checkpoint / name) != files[name].sha256:
+            if sha256_of(checkpoint / name) != expected.sha256:
                 wrong.append(f"{name} does not have the sha256 that was recorded")
         except OSError as error:
-            refused = unreadable(checkpoint / name, error)
-            if isinstance(refused, Unreadable):
-                raise refused from error
-            wrong.append(str(refused))
+            raise unreadable(checkpoint / name, error) from error
     return wrong
 
 
@@ -235,24 +236,25 @@ def size_of(file: Path) -> int | None:
     """
     try:
         return file.stat().st_size
-    except OSError as error:
-        refused = unreadable(file, error)
-        if isinstance(refused, Unreadable):
-            raise refused from error
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
-def _directories(run_dir: Path) -> list[Path]:
-    """
+def _directories(run_dir: Path) -> dict[Path, int]:
+    """Directories that are called like checkpoints of ours, and their steps.
+
     Raises:
         Unreadable: the file system refuses the directory now, or it is a link to nowhere.
     """
     folder = run_dir / "checkpoints"
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
+        paths = sorted(path for path in folder.iterdir() if path.is_dir())
+        return {path: step for path in paths if (step := step_of(path)) is not None}
     except FileNotFoundError as error:
         if not folder.is_symlink():
-            return []
+            return {}
         raise Unreadable(
             f"{folder} links to {folder.readlink()}, which is not there now: mount it, or bring it back. To begin anew "
             "choose another run_dir."

@@ -63,15 +63,10 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
     validated = [row for row in rows if row["kind"] == "validation"]
     if validated:
         found.append(("validation", f"{validated[-1]['loss']:.4f} at step {validated[-1]['step']}"))
-    newest = store.newest(run_dir)
-    found.append(
-        (
-            "last checkpoint",
-            "none"
-            if newest is None
-            else f"{newest.name}, {_age(time.time() - (newest / 'manifest.json').stat().st_mtime)} old",
-        )
-    )
+    newest, told = store.newest(run_dir), "none"
+    if newest is not None:
+        told = f"{newest.name}, {_age(time.time() - (newest / 'manifest.json').stat().st_mtime)} old"
+    found.append(("last checkpoint", told))
     if (run_dir / "bad_samples.jsonl").exists():
         steps = {row["step"] for row in _last_rows(run_dir / "bad_samples.jsonl")}
         found.append(("bad steps", f"{len(steps)} skipped, the last at {max(steps, default=0)}"))

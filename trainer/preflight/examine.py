@@ -54,7 +54,7 @@ def examine(subject: Subject) -> list[Result]:
     results = []
     for name, (check, needs) in CHECKS.items():
         started = time.monotonic()
-        if any(getattr(subject, need) is None for need in needs):
+        if not all(hasattr(subject, need) for need in needs):
             results.append(Result(name, "skipped", f"needs {' and '.join(needs)}"))
             continue
         try:

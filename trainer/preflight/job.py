@@ -81,7 +81,6 @@ def check_launch_script(subject: Subject) -> str:
 
 def check_run_directory(subject: Subject) -> str:
     """The real lock and the real write, in the real directory."""
-    assert subject.asked
     run_dir = subject.asked.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     holder = locks.holder(run_dir / "lock")
@@ -95,8 +94,7 @@ def check_run_directory(subject: Subject) -> str:
 
 
 def check_memory(subject: Subject) -> str:
-    options = subject.options
-    run = load(options.config, options.overrides)
+    options, run = subject.options, subject.asked
     stage = subject.deepspeed["zero_optimization"]["stage"]
     needed = plan.state_bytes(
         plan.parameters_of(run), run.precision, stage, options.world_size, run.ema is not None
@@ -114,7 +112,6 @@ def check_memory(subject: Subject) -> str:
 
 def check_clock(subject: Subject) -> str:
     """The file system's clock against this host's: reports and locks are compared by time."""
-    assert subject.run
     subject.run.run_dir.mkdir(parents=True, exist_ok=True)
     probe = subject.run.run_dir / f".clock-{os.getpid()}"
     probe.write_text("")
@@ -129,7 +126,6 @@ def check_clock(subject: Subject) -> str:
 
 
 def check_space(subject: Subject) -> str:
-    assert subject.run
     run = subject.run
     kept = run.checkpoint.keep_last + 3 + (run.steps // run.checkpoint.keep_every if run.checkpoint.keep_every else 0)
     needed = kept * plan.checkpoint_bytes(plan.parameters_of(run), run.ema is not None)

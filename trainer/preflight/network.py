@@ -28,7 +28,6 @@ SAMPLES = 12
 
 
 def check_data(subject: Subject) -> str:
-    assert subject.run
     dataset = open_dataset(subject.run, subject.world.device)
     index = dataset.index("train")
     counts = {split: len(dataset.index(split)) for split in ("train", "validation")}
@@ -50,7 +49,6 @@ def check_data(subject: Subject) -> str:
 
 
 def check_statistics(subject: Subject) -> str:
-    assert subject.dataset
     dataset = subject.dataset
     index = dataset.index("train")
     chosen = np.random.default_rng(0).integers(0, len(index), 4 * SAMPLES)
@@ -71,7 +69,6 @@ def check_statistics(subject: Subject) -> str:
 
 
 def check_scan(subject: Subject) -> str:
-    assert subject.dataset
     if subject.dataset.scan is None:
         return f"mode {subject.dataset.run.wind_scan.mode}, no cache"
     usable = subject.dataset.scan.usable(subject.dataset.run.wind_scan.mode).mean()
@@ -81,7 +78,6 @@ def check_scan(subject: Subject) -> str:
 
 
 def check_weights(subject: Subject) -> str:
-    assert subject.run
     source = subject.run.init_from
     if source is None:
         torch.manual_seed(subject.run.seed)
@@ -96,7 +92,6 @@ def check_weights(subject: Subject) -> str:
 
 
 def check_initialisation(subject: Subject) -> str:
-    assert subject.model
     wrong = []
     for name, tensor in subject.model.named_parameters():
         parameter, leaf = tensor.detach(), name.rsplit(".", 1)[-1]
@@ -110,9 +105,6 @@ def check_initialisation(subject: Subject) -> str:
 
 
 def check_step(subject: Subject) -> str:
-    assert subject.run
-    assert subject.dataset
-    assert subject.model
     device = subject.world.device
     own = state.Named({name: tensor.detach().float().cpu().clone() for name, tensor in subject.model.state_dict().items()})
     engine = build_engine(subject.model, subject.run, subject.deepspeed)
@@ -137,16 +129,12 @@ def check_step(subject: Subject) -> str:
 
 def prepared(subject: Subject) -> Any:
     """One validation sample: (batch, example, arguments of the model)."""
-    assert subject.dataset
     index = subject.dataset.index("validation")
     stream = subject.dataset.stream(index)
     return (subject.dataset.prepare(batch) for batch in stream.listed(index.evenly(1)[:1], 1))
 
 
 def check_first_loss(subject: Subject) -> str:
-    assert subject.run
-    assert subject.dataset
-    assert subject.model
     expect = subject.run.expect
     if expect is None:
         return "no `expect` in the configuration"
@@ -162,9 +150,6 @@ def check_first_loss(subject: Subject) -> str:
 
 def check_sensitivity(subject: Subject) -> str:
     """Toggling each physics feature must change the output; legacy scans carry theirs inside the model's arguments."""
-    assert subject.run
-    assert subject.dataset
-    assert subject.model
     if subject.run.wind_scan.of_old_code:
         return f"not examined in mode {subject.run.wind_scan.mode}"
     model = subject.model.eval()
@@ -198,9 +183,6 @@ def check_sensitivity(subject: Subject) -> str:
 
 def check_checkpoint(subject: Subject) -> str:
     """Write a checkpoint as the run would, read it back, load it, and compare."""
-    assert subject.run
-    assert subject.dataset
-    assert subject.engine
     folder = subject.run.run_dir / "preflight"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -223,9 +205,6 @@ def check_checkpoint(subject: Subject) -> str:
 def check_resume(subject: Subject) -> str:
     """What the job would refuse of the checkpoints in its run directory, it refuses here."""
     options = subject.options
-    assert subject.asked
-    assert subject.dataset
-    assert subject.model
     deepspeed = resolve_deepspeed(options.deepspeed_config, subject.asked, options.world_size)
     present = start.describe(subject.asked, subject.dataset, subject.model, deepspeed, options.world_size)
     same_data = subject.dataset.store.continues

@@ -28,16 +28,16 @@ class Failed(Exception):
 
 @dataclass
 class Subject:
-    """What is examined; each check may leave something for those after it."""
+    """What is examined; each check leaves something for those after it, which name it as a need."""
 
     options: argparse.Namespace
     world: launch.Joined
-    run: Run | None = None  # as examined here: one rank, its batch alone
-    asked: Run | None = None  # as the job will run it
-    dataset: Dataset | None = None
-    model: TopoFlow | None = None
-    engine: Any = None
-    deepspeed: dict[str, Any] = field(default_factory=dict)
+    run: Run = field(init=False)  # as examined here: one rank, its batch alone
+    asked: Run = field(init=False)  # as the job will run it
+    dataset: Dataset = field(init=False)
+    model: TopoFlow = field(init=False)
+    engine: Any = field(init=False)
+    deepspeed: dict[str, Any] = field(init=False)
 
 
 @dataclass(frozen=True)

@@ -139,21 +139,23 @@ def leave() -> None:
 
 
 def require_alike(settings: dict[str, Any], world: Joined) -> None:
-    """Every rank must have read the same configuration, or ranks would train, and wait for, different things; collective.
+    """Every rank must have the same settings, or ranks would wait for different things; collective.
 
     Raises:
         LaunchError: on every rank, naming the first setting that differs and where.
     """
-    given = [settings]
-    dist.broadcast_object_list(given, src=0)
-    differing = [key for key in settings.keys() | given[0].keys() if settings.get(key) != given[0].get(key)]
-    everyone: list[list[str]] = [[] for _ in range(world.size)]
-    dist.all_gather_object(everyone, sorted(differing))
-    odd = [rank for rank, keys in enumerate(everyone) if keys]
+    everyone: list[Any] = [settings]
+    dist.broadcast_object_list(everyone, src=0)
+    first = everyone[0]
+    differing = [key for key in sorted(settings.keys() | first.keys()) if settings.get(key) != first.get(key)]
+    mine = [f"{key}: {settings.get(key)}, not {first.get(key)}" for key in differing[:1]]
+    everyone = [[] for _ in range(world.size)]
+    dist.all_gather_object(everyone, mine)
+    odd = {rank: told[0] for rank, told in enumerate(everyone) if told}
     if odd:
         raise LaunchError(
-            f"rank(s) {odd} have another '{everyone[odd[0]][0]}' than rank 0: every host must have the same configuration, "
-            "DeepSpeed settings, environment variables in them, and versions of the packages."
+            f"rank(s) {list(odd)} have another {next(iter(odd.values()))[:400]}: every host must have "
+            "the same configuration, DeepSpeed settings, packages and kind of GPU."
         )
 
 

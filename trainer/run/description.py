@@ -6,17 +6,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 
 from data.channels import surroundings
 from trainer.checkpoint.consistency import on_main
 from trainer.checkpoint.zero import shape_of
-from trainer.config import ConfigError, Run
+from trainer.config import Run
 from trainer.config_file import dump
 from trainer.dataset import Dataset
 from trainer.engine import dtype_of
 from trainer.model.elevation_bias import kernel_name
-from trainer.process.launch import Joined
+from trainer.process.launch import Joined, require_alike
 from trainer.run.start import Start, of_another_directory
 
 log = logging.getLogger("trainer")
@@ -30,7 +30,8 @@ def announce(dataset: Dataset, samples: int, world: Joined, engine: Any, begun: 
         config: the file that the run was started with.
     """
     run = dataset.run
-    kernel = agreed_kernel(run, world)
+    kernel = kernel_of(run, world.device)
+    require_alike({"kernel of the elevation bias": kernel}, world)  # or all wait for the slowest
     on_main(lambda: _keep(dataset))
     if not world.is_main:
         return
@@ -54,28 +55,14 @@ def announce(dataset: Dataset, samples: int, world: Joined, engine: Any, begun: 
     )
 
 
-def agreed_kernel(run: Run, world: Joined) -> str:
-    """How the elevation bias is computed, alike on all ranks; collective.
-
-    Raises:
-        ConfigError: on every rank, if one would take a slower way than the others, which all would wait for.
-    """
+def kernel_of(run: Run, device: torch.device) -> str:
+    """How the elevation bias is computed on a device."""
     arch = run.architecture()
     if arch.relative_position or arch.first_block_dropout or arch.bias_floor is not None:
         return "query chunks"
     if run.model.elevation_bias == "none":
         return "nothing (off)"
-    mine = kernel_name(world.device.type, dtype_of(run), run.model.width // run.model.heads)
-    everyone = [""] * world.size
-    dist.all_gather_object(everyone, mine)
-    if len(set(everyone)) > 1:
-        odd = {kernel: [rank for rank, k in enumerate(everyone) if k == kernel] for kernel in sorted(set(everyone))}
-        listed = "; ".join(f"{kernel} on rank(s) {ranks[:8]}" for kernel, ranks in odd.items())
-        raise ConfigError(
-            f"the elevation bias would be computed in different ways: {listed}. Give all ranks the same kind of GPU and the "
-            "same torch; the logs of the slower ones in RUN/errors say why."
-        )
-    return mine
+    return kernel_name(device.type, dtype_of(run), run.model.width // run.model.heads)
 
 
 def _keep(dataset: Dataset) -> None:

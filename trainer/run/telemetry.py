@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from data.command_line import clock
+from data.written import write_text
 from trainer.checkpoint.consistency import on_main
 from trainer.config import Run
 from trainer.run.course import Course
@@ -156,9 +157,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             log.info("WARNING: %s holds a broken row, which is dropped", path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _start_wandb(run: Run) -> Any:

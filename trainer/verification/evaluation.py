@@ -81,7 +81,7 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
 
     rank, size = world().rank, world().size
     folder = (options.out or forecaster.run.run_dir) / f"evaluation-{options.split}.parts"
-    folder = folder / _identity(forecaster, options, setting, numbers, parts)
+    folder = folder / _identity(forecaster, options, numbers, parts)
     done = pieces.share(folder, len(parts), work)
     mine = len(range(rank, len(parts), size))
     for _ in track(done, "evaluating", total=mine, console=Console(stderr=True), disable=rank != 0):
@@ -166,16 +166,10 @@ def _against(forecaster: Forecaster, path: Path, index: SampleIndex, numbers: np
     return against
 
 
-def _identity(forecaster: Forecaster, options: Options, setting: Setting, numbers: np.ndarray, parts: list[slice]) -> str:
-    regions = None if options.regions is None else hashlib.sha256(options.regions.read_bytes()).hexdigest()
-    against = None
-    if options.against is not None:
-        files = [options.against, *options.against.rglob("*")]
-        against = [str(options.against.absolute()), max(file.stat().st_mtime_ns for file in files)]
-    observed = None
-    if setting.stations is not None:
-        arrays = (setting.stations.values, setting.stations.rows, setting.stations.columns)
-        observed = [setting.stations.first, *(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)]
+def _identity(forecaster: Forecaster, options: Options, numbers: np.ndarray, parts: list[slice]) -> str:
+    given = (options.regions, options.against, *options.stations, options.station_list)
+    files = {str(path): [path, *path.rglob("*")] for path in given if path is not None}
+    newest = {path: max(file.stat().st_mtime_ns for file in each) for path, each in files.items()}
     return pieces.identity(
         {
             "version": VERSION,
@@ -189,9 +183,7 @@ def _identity(forecaster: Forecaster, options: Options, setting: Setting, number
             "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
             "parts": [[part.start, part.stop] for part in parts],
             "utc_offset": options.utc_offset,
-            "regions": regions,
-            "against": against,
-            "stations": observed,
+            "given": newest,
             "weather": given_weather(forecaster),
         }
     )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data import DataError
+from data.written import being_written
 from trainer.process.ranks import world
 
 SMALLEST, MOST = 128, 64  # samples of a piece, pieces
@@ -48,9 +49,8 @@ def share(folder: Path, count: int, work: Callable[[int], Sums]) -> Iterator[int
     for number in range(rank, count, size):
         path = _place(folder, number)
         if not path.exists():
-            partial = path.with_name(f"{path.stem}.{rank}.partial.npz")
-            np.savez_compressed(partial, allow_pickle=False, **work(number))
-            partial.rename(path)
+            with being_written(path) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **work(number))
         yield number
 
 

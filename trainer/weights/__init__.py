@@ -1,1 +1,1 @@
-"""Weights of any file: read without executing anything, translated and matched with our network, completely or not at all."""
+"""Weights from anywhere: read, compared with a run and matched, completely or not at all."""

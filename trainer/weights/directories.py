@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from data.given.pickles import Described, Harmful, Inert, require_harmless, resolved
 from trainer.checkpoint.manifest import CheckpointError, read_json
-from trainer.weights.files import load_pickled, read_file
-from trainer.weights.pickles import Described, Harmful, Inert, require_harmless, resolved
+from trainer.weights.files import BAD_VALUES, load_pickled, read_file
 from trainer.weights.sets import Sets, sets_in
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-WHOLE = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")  # the last is DeepSpeed's of stage 0
-# What merging shards that do not belong together can raise.
-BROKEN = (OSError, RuntimeError, ValueError, KeyError, AttributeError, AssertionError, IndexError, TypeError, EOFError)
+# Files that hold all weights; the last is DeepSpeed's at stage 0.
+WHOLE = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
+# What merging files that are no shards of DeepSpeed can raise.
+BROKEN = (*BAD_VALUES, OSError, EOFError)
 
 
 def read_directory(path: Path) -> Sets:
@@ -29,7 +30,7 @@ def read_directory(path: Path) -> Sets:
 
     Raises:
         Unreadable: the file system refuses it now.
-        CheckpointError: there are none, they do not belong together, or a file wants to execute something.
+        CheckpointError: there are none, they are not of one save, or a file wants to run something.
     """
     if (path / "latest").is_file():
         path = path / _latest(path / "latest")
@@ -43,12 +44,13 @@ def read_directory(path: Path) -> Sets:
             return read_file(path / name)
     if (path / ".metadata").is_file():
         raise CheckpointError(
-            f"{path} is a distributed checkpoint of torch, whose description is a pickle that would be executed. Where you "
-            f"trust it, make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt"
+            f"{path} is a distributed checkpoint of torch, described by a pickle that would be "
+            "executed. Where you trust it, make one file of it:\n"
+            f"  python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt"
         )
     raise CheckpointError(
-        f"{path} is not a checkpoint directory: it holds no weights.safetensors, no index of shards and no states of "
-        "DeepSpeed. Name a run, one of its checkpoints, or a file of weights."
+        f"{path} is not a checkpoint directory: it holds no weights.safetensors, no index of shards "
+        "and no states of DeepSpeed. Name a run, one of its checkpoints, or a file of weights."
     )
 
 
@@ -56,29 +58,29 @@ def _latest(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{file} is not the text that DeepSpeed writes ({error}): name the directory of one checkpoint."
-        ) from error
+        why = f"{file} is not the text that DeepSpeed writes ({error})"
+        raise CheckpointError(f"{why}: name the directory of one checkpoint.") from error
 
 
 def _read_indexed(index: Path) -> dict[str, Tensor]:
     """Shards as the `weight_map` of an index names them."""
     tree = read_json(index)
     named = tree.get("weight_map") if isinstance(tree, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(file, str) and Path(file).name == file for file in named.values()):
-        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of names to files beside it.")
+    files = list(named.values()) if isinstance(named, dict) else []
+    if not isinstance(named, dict) or any(Path(str(file)).name != file for file in files):
+        raise CheckpointError(f"{index} has no weight_map of names to files beside it.")
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(named.values())):
+    for file in sorted(set(files)):
         shard = read_file(index.with_name(file)).chosen(raw=True)[1]
         tensors |= {name: tensor for name, tensor in shard.items() if named.get(name) == file}
     absent = sorted(named.keys() - tensors.keys())
     if absent:
-        raise CheckpointError(f"{index} names '{absent[0]}' and {len(absent) - 1} more that are not in their shards.")
+        raise CheckpointError(f"{index}: {absent[0]} (of {len(absent)}) is not in its shard.")
     return tensors
 
 
 def _read_deepspeed(path: Path) -> dict[str, Tensor]:
-    """The fp32 masters of ZeRO 1 to 3, merged by DeepSpeed, once the shards are known to be of one save."""
+    """The fp32 masters of ZeRO 1 to 3, merged by DeepSpeed, once the shards are of one save."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -89,21 +91,21 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
     _require_one_save(path, shards)
     known = [LossScaler, ZeroStageEnum, fragment_address]
     named = {f"{kind.__module__}.{kind.__qualname__}" for kind in known}
-    foreign = {name for file in files for name in get_unsafe_globals_in_checkpoint(file)} - named
-    try:
-        for name in foreign:
-            require_harmless(*name.rsplit(".", 1))
-    except Harmful as error:
-        raise CheckpointError(f"{path} wants {error} to be executed, and is not opened.") from error
+    foreign = {x for file in files for x in get_unsafe_globals_in_checkpoint(file)} - named
     before = os.environ.get(FORCE_WEIGHTS_ONLY)
     os.environ[FORCE_WEIGHTS_ONLY] = "1"  # the function would otherwise unpickle anything
     try:
-        with safe_globals([*known, *((Inert, name) for name in foreign)]), redirect_stdout(sys.stderr):
+        for name in foreign:
+            require_harmless(*name.rsplit(".", 1))
+        allowed = [*known, *((Inert, name) for name in foreign)]
+        with safe_globals(allowed), redirect_stdout(sys.stderr):
             merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and plain values, and is not opened.") from error
+    except (pickle.UnpicklingError, Harmful) as error:
+        why = "holds more than tensors and plain values, and is not opened"
+        raise CheckpointError(f"{path} {why} ({error}).") from error
     except BROKEN as error:
-        raise CheckpointError(f"{path} is no whole DeepSpeed checkpoint ({type(error).__name__}: {error}).") from error
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} is no whole DeepSpeed checkpoint ({why}).") from error
     finally:
         if before is None:
             del os.environ[FORCE_WEIGHTS_ONLY]
@@ -111,52 +113,49 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
             os.environ[FORCE_WEIGHTS_ONLY] = before
     masters = {name: tensor.detach() for name, tensor in merged.items()}
     for content in shards.values():
-        _require_rounded(path, masters, content.get("module") if isinstance(content, dict) else None)
+        _require_rounded(path, masters, content)
     return masters
 
 
 def _require_one_save(path: Path, shards: dict[str, Any]) -> None:
-    """Compare what every shard says of itself: its step, the number of ranks, the sizes of its share.
+    """Compare what every shard says of itself: its step, the number of ranks, its sizes.
 
     Raises:
         CheckpointError: two shards are of different saves.
     """
-    said: dict[str, dict[str, Any]] = {}  # what -> file -> value
+    said: dict[str, tuple[str, Any]] = {}  # what -> the first file that says it, and what it says
     for name, content in shards.items():
         for what, value in _said_by(content).items():
-            said.setdefault(what, {})[name] = value
-    for what, values in said.items():
-        first = next(iter(values))
-        other = next((name for name, value in values.items() if value != values[first]), None)
-        if other is not None:
-            raise _torn(path, f"{what} is {values[first]} in {first} and {values[other]} in {other}")
+            first, then = said.setdefault(what, (name, value))
+            if value != then:
+                raise _torn(path, f"{what} is {then} in {first} and {value} in {name}")
 
 
-def _require_rounded(path: Path, masters: dict[str, Tensor], module: Any) -> None:
-    """Weights of the forward pass, which one file holds whole below stage 3, are the masters in another type.
+def _require_rounded(path: Path, masters: dict[str, Tensor], content: Any) -> None:
+    """The weights that one file holds whole below stage 3 are the masters in another type.
 
     Raises:
         CheckpointError: they are of different saves.
     """
+    module = content.get("module") if isinstance(content, dict) else None
     for name, value in module.items() if isinstance(module, dict) else ():
         if name not in masters or not isinstance(value, Tensor | Described):
             continue
         weight, master = resolved(value), masters[name]
         if weight.shape == master.shape and not torch.equal(master.to(weight.dtype), weight):
-            raise _torn(path, f"'{name}' differs between the optimizer's states and the model's")
+            raise _torn(path, f"'{name}' differs between states of the optimizer and the model")
 
 
 def _torn(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the shards in {path} are not of one save: {why}. Copy the directory again, or take an older checkpoint."
-    )
+    remedy = "Copy the directory again, or take an older checkpoint."
+    return CheckpointError(f"the shards in {path} are not of one save: {why}. {remedy}")
 
 
 def _said_by(content: Any) -> dict[str, Any]:
     """What a shard states of its save, of those things in which all shards of one save agree."""
     if not isinstance(content, dict):
         return {}
-    said = {key: content[key] for key in ("global_steps", "global_samples", "dp_world_size") if key in content}
+    said = {key: content[key] for key in ("global_steps", "dp_world_size") if key in content}
     state = content.get("optimizer_state_dict")
     if not isinstance(state, dict):
         return said
@@ -164,13 +163,12 @@ def _said_by(content: Any) -> dict[str, Any]:
         said["partition_count"] = state["partition_count"]
     inner = state.get("base_optimizer_state", state.get("optimizer_state_dict"))
     entries = inner.get("state") if isinstance(inner, dict) else inner
-    parts = list(entries.values()) if isinstance(entries, dict) else entries if isinstance(entries, list) else []
+    parts = entries.values() if isinstance(entries, dict) else entries or ()
     for part in (part for part in parts if isinstance(part, dict)):
-        if "step" in part:
-            count = part["step"]
-            said["the optimizer's step"] = float(resolved(count) if isinstance(count, Described) else count)
-        if isinstance(part.get("exp_avg"), Tensor | Described):
-            moment = part["exp_avg"]
-            shape = moment.size if isinstance(moment, Described) else tuple(moment.shape)
-            said["the size of a share"] = [*said.get("the size of a share", []), shape]
+        count, moment = part.get("step"), part.get("exp_avg")
+        if isinstance(count, Tensor | Described):
+            said["the optimizer's step"] = float(resolved(count))
+        if isinstance(moment, Tensor | Described):
+            size = moment.size if isinstance(moment, Described) else tuple(moment.shape)
+            said["the size of a share"] = [*said.get("the size of a share", []), size]
     return said

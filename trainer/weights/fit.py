@@ -23,7 +23,7 @@ from trainer.weights.report import ImportReport, match
 
 CHANNELS, TARGETS, LEADS = "data.inputs", "data.targets", "data.lead_hours"
 SHARES = "analysis_weight"  # a row for every target, a column for every lead time
-# name -> the dimension that counts channels; of the head, of its rows as (pixels of a patch, channels)
+# name -> the dimension that counts channels; rows of the head are (pixels of a patch, channels)
 ALONG = {"var_embed": 1, "token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0}
 ALONG |= {"head.4.weight": 1, "head.4.bias": 1}
 Meaning = dict[str, Any]  # key of a configuration -> its value
@@ -204,5 +204,6 @@ def _unrecorded(weights: Weights, now: Meaning, before: Meaning, channels: list[
     if weights.record is not None:
         return []
     taken = [f"{key} {now[key]}" for key in now if key not in before and key != CHANNELS]
-    order = [f"the order of channels, {', '.join(channels or ())}"] if CHANNELS not in before else []
-    return [f"not recorded, taken as configured: {', '.join([*order, *taken])}"]
+    if CHANNELS not in before:
+        taken.insert(0, f"the order of channels, {', '.join(channels or ())}")
+    return [f"not recorded, taken as configured: {', '.join(taken)}"] if taken else []

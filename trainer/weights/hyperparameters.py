@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from data.given.pickles import Described, Inert
 from data.variables import MODEL_INPUTS
-from trainer.weights.pickles import Described, Inert
 
 # What others call a setting of ours, in the order in which they are believed.
 WORDS = {

@@ -1,7 +1,8 @@
-"""THE way to read weights: of a run, one of its checkpoints, an export, an import, or anybody else's file or directory.
+"""THE way to read weights: of a run, a checkpoint, an export, an import, or anybody else's file.
 
-Ours are compared with the hashes that were recorded of them. Where there are several sets of weights of equal names, the one
-that was scored is taken, which is their running mean; `raw` takes the weights themselves, and either way it is said.
+Ours are compared with the hashes that were recorded of them. Where there are several sets of
+weights of equal names, the one that was scored is taken, which is their running mean; `raw` takes
+the weights themselves, and either way it is said.
 """
 
 from __future__ import annotations
@@ -52,21 +53,21 @@ def read(path: Path, raw: bool = False, take: str | None = None) -> Weights:
     """Read the weights at `path`, without executing anything in a foreign file.
 
     Args:
-        path: a run directory (its newest whole checkpoint), a checkpoint directory, the directory of an import, an
-            export, or what others write: safetensors, torch.save, Lightning, DeepSpeed, shards with an index.
+        path: a run (its newest checkpoint), a checkpoint, the directory of an import, an export, or
+            what others write: safetensors, torch.save, Lightning, DeepSpeed, shards with an index.
         raw: the weights themselves, also where a running mean of them was kept.
         take: the name of the set to take from a foreign file that holds several.
 
     Raises:
         Unreadable: the file system refuses it now.
-        CheckpointError: it is absent, damaged, of no known format, or it wants to execute something.
+        CheckpointError: absent, damaged, of no known format, or it wants to execute something.
     """
     if (path / MANIFEST).exists():
         return _of_checkpoint(loading.load(path, state=False), raw)
     if path.is_dir() and (path / "checkpoints").is_dir():
         loaded = loading.newest(path, state=False)
         if loaded is None:
-            raise CheckpointError(f"no checkpoint in {path}. Train one first, or name another run directory.")
+            raise CheckpointError(f"no checkpoint in {path}. Train one first, or name another run.")
         return _of_checkpoint(loaded, raw)
     if not path.exists():
         raise CheckpointError(f"no weights at {path}.")
@@ -76,13 +77,17 @@ def read(path: Path, raw: bool = False, take: str | None = None) -> Weights:
     try:
         name, tensors = sets.chosen(raw, take)
     except BAD_PICKLE as error:
-        raise CheckpointError(f"{path} is damaged: a tensor cannot be read ({first_line(error)}). Fetch it again.") from error
-    record = record or sets.record
-    if record is not None:
-        require_recorded(tensors, record.tensors, str(path))
-        require_kind(record, raw, path)
+        why = f"a tensor cannot be read ({first_line(error)})"
+        raise CheckpointError(f"{path} is damaged: {why}. Fetch it again.") from error
     also = [other for other in sets.found if other != name]
-    return Weights(tensors, str(path), record, sets.told, record.which if record else name, also)
+    record = record or sets.record
+    if record is None:
+        return Weights(tensors, str(path), None, sets.told, name, also)
+    require_recorded(tensors, record.tensors, str(path))
+    asked = TRAINED if raw else MEAN
+    if record.config.get("ema") is not None and record.which != asked:
+        log.info("WARNING: %s holds the weights %s, not %s", path, record.which, asked)
+    return Weights(tensors, str(path), record, taken=record.which, also=also)
 
 
 def _of_checkpoint(loaded: loading.Loaded, raw: bool) -> Weights:
@@ -92,19 +97,6 @@ def _of_checkpoint(loaded: loading.Loaded, raw: bool) -> Weights:
     also = [TRAINED if which == MEAN else MEAN] if means else []
     tensors = weights | means if which == MEAN else weights
     return Weights(tensors, str(loaded.path), of_run(memory, which), {}, which, also, loaded)
-
-
-def require_kind(record: Record, raw: bool, path: Path) -> None:
-    """A file of ours holds one of the two sets: say so where it is not the one that was asked for."""
-    averaged = record.config.get("ema") is not None
-    if averaged and (record.which == TRAINED) != raw:
-        log.info(
-            "WARNING: %s holds the weights %s, not %s: export the other set from its run, %s --raw",
-            path,
-            record.which,
-            TRAINED if raw else MEAN,
-            "with" if raw else "without",
-        )
 
 
 def _record_in(file: Path) -> Record | None:

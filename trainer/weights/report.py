@@ -1,7 +1,8 @@
-"""What an import would load, and whether that is complete: matched by name and shape, values looked at."""
+"""What an import would load, and whether that is complete: by name and shape, values looked at."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ class ImportReport:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: dict[str, int] = field(default_factory=dict)
-    misshapen: dict[str, str] = field(default_factory=dict)  # name -> "(60, 768) in the file, (768, 768) here"
+    misshapen: dict[str, str] = field(default_factory=dict)  # name -> the shape there, and here
     remapped: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     allowed_missing: list[str] = field(default_factory=list)
@@ -33,12 +34,12 @@ class ImportReport:
     left_out: list[str] = field(default_factory=list)  # channels that only the file's network has
     taken: str = ""  # which of the file's state dicts
     also: list[str] = field(default_factory=list)  # others that were not taken
-    advice: list[str] = field(default_factory=list)  # settings of the network that the file's has, and this one has not
-    changed: dict[str, str] = field(default_factory=dict)  # key of the configuration -> how the weights were made otherwise
+    advice: list[str] = field(default_factory=list)  # settings that only the file's network has
+    changed: dict[str, str] = field(default_factory=dict)  # key -> how they were made otherwise
     accepted: list[str] = field(default_factory=list)  # such differences that were allowed
     notes: list[str] = field(default_factory=list)  # what nobody has recorded
 
-    def parameters(self, names: list[str]) -> int:
+    def parameters(self, names: Iterable[str]) -> int:
         return sum(self.expected[name] for name in names)
 
     @property
@@ -55,7 +56,8 @@ class ImportReport:
     @property
     def same_function(self) -> bool:
         """Whether the network computes what it did where the weights come from."""
-        return self.complete and not (self.fresh or self.left_out or self.accepted or self.allowed_missing)
+        others = self.fresh or self.left_out or self.accepted or self.allowed_missing
+        return self.complete and not others
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with counts in place of long lists of what is as it should be."""
@@ -71,51 +73,57 @@ class ImportReport:
         console = Console(file=file, width=max(110, Console().width))
         total = sum(self.expected.values())
         table = Table("", "tensors", "parameters", "share", title=f"import of {self.source}")
-        rows = [
-            ("loaded", len(self.loaded), self.parameters(self.loaded)),
-            ("missing, allowed", len(self.allowed_missing), self.parameters(self.allowed_missing)),
-            ("missing", len(self.missing), self.parameters(self.missing)),
-            ("misshapen", len(self.misshapen), self.parameters(list(self.misshapen))),
-            ("not weights", len(self.unfit), self.parameters(list(self.unfit))),
-            ("unexpected in the file", len(self.unexpected), sum(self.unexpected.values())),
-        ]
-        for label, tensors, parameters in rows:
-            table.add_row(label, str(tensors), f"{parameters:,}", f"{100 * parameters / total:.4f} %")
+        rows = {
+            "loaded": self.loaded,
+            "missing, allowed": self.allowed_missing,
+            "missing": self.missing,
+            "misshapen": self.misshapen.keys() & self.expected.keys(),
+            "not weights": self.unfit.keys() & self.expected.keys(),
+        }
+        counts = {label: (len(names), self.parameters(names)) for label, names in rows.items()}
+        counts["unexpected in the file"] = len(self.unexpected), sum(self.unexpected.values())
+        for label, (tensors, count) in counts.items():
+            table.add_row(label, str(tensors), f"{count:,}", f"{100 * count / total:.4f} %")
         console.print(table)
-        lines = [f"missing: {name}" for name in self.missing]
-        if self.fresh:
-            lines.append(f"channels that start fresh: {', '.join(self.fresh)}")
-        if self.left_out:
-            lines.append(f"channels that are left out: {', '.join(self.left_out)}")
-        lines += [f"unexpected: {name}" for name in sorted(self.unexpected)]
-        lines += [f"ignored: {name}" for name in self.ignored]
         if self.also:
-            lines.append(f"weights taken: {self.taken!r}; not taken: {', '.join(repr(name) for name in self.also)}")
-        lines += self.notes
-        lines += [f"accepted: {line}" for line in self.accepted]
-        lines += [f"made otherwise: {key}: {how}" for key, how in self.changed.items()]
-        lines += [f"not weights: {name}: {why}" for name, why in self.unfit.items()]
-        lines += [f"misshapen: {name}: {shapes}" for name, shapes in self.misshapen.items()]
-        for line in lines:
-            console.print(f"  {line}")
-        for old, new in self.remapped.items():
-            console.print(f"  remapped: {old} -> {new}", style="dim")
+            others = ", ".join(map(repr, self.also))
+            console.print(f"  weights taken: {self.taken!r}; not taken: {others}")
+        listed: dict[str, Iterable[str]] = {
+            "missing": self.missing,
+            "channel that starts fresh": self.fresh,
+            "channel that is left out": self.left_out,
+            "unexpected": sorted(self.unexpected),
+            "ignored": self.ignored,
+            "note": self.notes,
+            "accepted": self.accepted,
+            "made otherwise": [f"{key}: {how}" for key, how in self.changed.items()],
+            "not weights": [f"{name} {why}" for name, why in self.unfit.items()],
+            "misshapen": [f"{name}: {shapes}" for name, shapes in self.misshapen.items()],
+            "[dim]remapped": [f"{old} -> {new}" for old, new in self.remapped.items()],
+        }
+        for label, lines in listed.items():
+            for line in lines:
+                console.print(f"  {label}: {line}")
 
     def refuse_unless_complete(self) -> None:
         """Raises CheckpointError naming what keeps the import from being complete."""
         if self.complete:
             return
-        wrong = [f"{n} {why}" for n, why in self.unfit.items()] + [f"missing {n}" for n in self.missing]
-        wrong += [f"misshapen {n}: {s}" for n, s in self.misshapen.items()] + [f"unexpected {n}" for n in self.unexpected]
-        told = f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed" if wrong else ""
-        told = told or f"{self.source} has weights of every shape that is needed, and they were made for something else"
+        wrong = [f"{name} {why}" for name, why in self.unfit.items()]
+        wrong += [f"missing {name}" for name in self.missing]
+        wrong += [f"misshapen {name}: {shapes}" for name, shapes in self.misshapen.items()]
+        wrong += [f"unexpected {name}" for name in self.unexpected]
+        told = f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed"
+        if not wrong:
+            told = f"{self.source} has weights of every shape needed, made for something else"
         wrong = [f"{key}: {how}" for key, how in self.changed.items()] + wrong
         listed = "\n".join(f"  {line}" for line in wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         advice = f" ({', '.join(self.advice)})" if self.advice else ""
         raise CheckpointError(
-            f"{told}:\n{listed}{more}\nMake the configuration equal to theirs{advice}. Only what --allow-missing names may be "
-            "absent, and what --allow-change names may differ (allow_missing and allow_change of init_from)."
+            f"{told}:\n{listed}{more}\nMake the configuration equal to theirs{advice}. Only what "
+            "--allow-missing names may be absent, and what --allow-change names may differ "
+            "(allow_missing and allow_change of init_from)."
         )
 
 
@@ -130,8 +138,8 @@ def match(
 
     Args:
         allow_missing: last parts of names that need not be in the file, as "elevation_alpha".
-        may_be_constant: last parts of names of matrices that start at zero; None where the values were compared with
-            recorded hashes, so that all may.
+        may_be_constant: last parts of names of matrices that start at zero; None where the values
+            were compared with recorded hashes, so that all may.
 
     Returns:
         The tensors to load, in fp32, and the report.
@@ -148,7 +156,8 @@ def match(
             leaf = name.rsplit(".", 1)[-1]
             varies = may_be_constant is not None and len(shape) > 1 and leaf not in may_be_constant
             # Half of a row of sines and cosines is zero, never a whole one.
-            why = unfit(state[name], varies, max(ZERO_RUN, shape[-1]) if leaf.endswith("_embed") else ZERO_RUN)
+            run = max(ZERO_RUN, shape[-1]) if leaf.endswith("_embed") else ZERO_RUN
+            why = unfit(state[name], varies, run)
             if why:
                 report.unfit[name] = why
                 continue

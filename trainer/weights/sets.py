@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from data.given.pickles import Described, resolved
 from trainer.checkpoint.manifest import CheckpointError
 from trainer.checkpoint.record import KEY, Record, parse
 from trainer.weights.hyperparameters import told_by
-from trainer.weights.pickles import Described, resolved
 
 STATE_KEYS = ["", "state_dict", "model_state_dict", "model", "module", "net", "network", "weights"]
 STATE_KEYS += ["params"]

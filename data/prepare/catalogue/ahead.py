@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from rich.progress import track
 
 from data.prepare.catalogue.headers import Header, read_header
 from data.prepare.inputs import identity
+from data.written import write_text
 
 MANY = 100  # files, from which on it is worth it
 PIECE = 48  # files whose headers are kept together: two days of one file an hour
@@ -74,9 +74,8 @@ def _look(task: tuple[Path, int, list[Path]]) -> None:
     folder, number, files = task
     seen = identity.glance(files)
     found = [_as_json(read_header(file)) for file in files]
-    being_written = folder / f"{number}.{os.getpid()}"
-    being_written.write_text(json.dumps({"files": [str(file) for file in files], "seen": seen, "headers": found}))
-    being_written.rename(folder / f"{number}.json")
+    content = {"files": [str(file) for file in files], "seen": seen, "headers": found}
+    write_text(folder / f"{number}.json", json.dumps(content))
 
 
 def _kept(folder: Path, files: list[Path], number: int) -> list[Header | None] | None:

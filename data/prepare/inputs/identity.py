@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 from data import DataError, locks
 from data.prepare.inputs.given import on_disk
+from data.written import write_text
 
 RECORD = "sources.json"  # in a finished store
 SMALL = 16 << 20  # bytes; sooner hashed twice than locked
@@ -70,9 +70,7 @@ def _hashed(file: Path, record: Path) -> str:
         sha256 = _sha256(file)
         if _glance(file) == before:
             break
-    being_written = record.with_suffix(f".{uuid.uuid4().hex}")
-    being_written.write_text(json.dumps({"glance": before, "sha256": sha256}))
-    being_written.rename(record)
+    write_text(record, json.dumps({"glance": before, "sha256": sha256}))
     return sha256
 
 
