@@ -33,10 +33,11 @@ class Command:
 
 
 def open_streams() -> None:
-    """Give standard streams that were closed, as by `2>&-`, a place to go to: Python itself has None for them."""
+    """Give standard streams that were closed, as by `2>&-`, a place to go to."""
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as the process
+        if getattr(sys, name) is None:  # so Python marks a closed one
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
 
 
 def run_command(package: str, description: str, commands: dict[str, Command], argv: list[str]) -> int:
@@ -71,7 +72,8 @@ def _run(module: Any, options: argparse.Namespace) -> int | None:
         code: int | None = module.run(options)
         return code
     except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more at its end
+        # Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_UNREAD
     except (Refusal, OSError) as error:
         if options.debug:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from data import DataError
+from data.process.written import write_text
 from data.store import statistics
 from data.store.layout import Store
 from data.store.reader import ShardReader
-from data.written import write_text
 
 Days = Sequence[tuple[str, str]]  # first and last day of every range, both inside
 Hours = tuple[tuple[int, int], ...]  # [first, last) time index of every range
@@ -43,8 +43,9 @@ def hours_of(store: Store, name: str, days: Days) -> Hours:
         if ends[0] < whole < ends[1]:
             last_day = whole.astype("datetime64[D]") - 1
             raise DataError(
-                f"split '{name}': {first} .. {last} goes beyond {store.path}, which ends at {store.times[-1]}: hours that are "
-                f"appended later would change it. Write {last_day}, the last whole day, or an earlier one."
+                f"split '{name}': {first} .. {last} goes beyond {store.path}, which ends at "
+                f"{store.times[-1]}: hours that are appended later would change it. Write {last_day}, "
+                "the last whole day, or an earlier one."
             )
         start, stop = (int(place) for place in np.searchsorted(store.times, ends))
         if start >= stop:

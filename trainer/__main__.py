@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from data.command_line import EXIT_REFUSED, Command, open_streams, run_command
+from data.process.ranks import LaunchError, world
 from trainer.process.failure import quieten
-from trainer.process.ranks import LaunchError, world
 
 COMMANDS = {
     "train": Command("trainer.commands.train", "train, or continue a run (usually `deepspeed trainer/train.py`)"),

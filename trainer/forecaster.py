@@ -13,6 +13,7 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch
 from data.channels import surroundings
+from data.process.ranks import world
 from data.samples import SampleIndex
 from trainer.checkpoint.manifest import CheckpointError, Manifest
 from trainer.config import Run
@@ -20,7 +21,6 @@ from trainer.config_file import validate
 from trainer.dataset import Dataset, open_dataset
 from trainer.model.topoflow import TopoFlow
 from trainer.process.launch import device_of
-from trainer.process.ranks import world
 from trainer.weights.fit import network_of
 from trainer.weights.reading import read
 
@@ -38,7 +38,7 @@ class Forecaster:
 def load_forecaster(
     run_dir: Path, checkpoint: Path | None = None, overrides: list[str] | None = None, raw: bool = False
 ) -> Forecaster:
-    """Rebuild the network of a checkpoint (default: the newest whole one of `run_dir`) with the data it was trained on.
+    """Rebuild the network of a checkpoint (by default the newest) with the data of its training.
 
     Args:
         overrides: `key=value`, as data.store=PATH for a store that has moved.
@@ -50,7 +50,8 @@ def load_forecaster(
     """
     weights = read(checkpoint or run_dir, raw)
     if weights.loaded is None:
-        raise CheckpointError(f"{checkpoint or run_dir} is no checkpoint of a run: name a run, or one of its checkpoints.")
+        remedy = "name a run, or one of its checkpoints"
+        raise CheckpointError(f"{checkpoint or run_dir} is no checkpoint of a run: {remedy}.")
     found, manifest = weights.loaded.path, weights.loaded.manifest
     run = validate(manifest.config, str(found / "manifest.json"), overrides)
     run = run.model_copy(update={"run_dir": run_dir.absolute()})  # it may have moved since
@@ -85,7 +86,8 @@ def forecast(forecaster: Forecaster, hour: int, lead_hours: list[int]) -> tuple[
     index = SampleIndex(np.full(len(lead_hours), hour), np.array(lead_hours), seed=0)
     raw = next(forecaster.dataset.stream(index).listed(np.arange(len(lead_hours)), len(lead_hours)))
     batch, _, arguments = forecaster.dataset.prepare(raw)
-    return batch, forecaster.dataset.normalizer.physical(finite(forecaster.model(*arguments).float(), "the forecast"))
+    normalised = finite(forecaster.model(*arguments).float(), "the forecast")
+    return batch, forecaster.dataset.normalizer.physical(normalised)
 
 
 def finite(forecast: Tensor, what: str) -> Tensor:
@@ -96,7 +98,7 @@ def finite(forecast: Tensor, what: str) -> Tensor:
     """
     if not torch.isfinite(forecast).all():
         raise DataError(
-            f"{what} is not finite: the weights are, or the network overflows. Take an earlier checkpoint with --checkpoint."
+            f"{what} is not finite: weights are not, or the network overflows. Take an earlier checkpoint with --checkpoint."
         )
     return forecast
 
@@ -107,8 +109,9 @@ def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None =
     for each in forecaster.dataset.normalizer.reads:
         for at in [hour + lead for lead in leads] if each.back is None else [hour - each.back]:
             if not 0 <= at < len(store.times):
+                spanned = f"{store.path} spans {store.times[0]} .. {store.times[-1]}"
                 when = store.times[0] + np.timedelta64(at, "h")
-                return f"{store.path} spans {store.times[0]} .. {store.times[-1]}; {each.key} at {when} must lie inside"
+                return f"{spanned}; {each.key} at {when} must lie inside"
             if (store.missing[each.group][at] >= 1.0).all():
                 return f"{store.path}: {each.group} at {store.times[at]} is wholly missing"
     scan, mode = forecaster.dataset.scan, forecaster.run.wind_scan.mode

@@ -15,6 +15,7 @@ from data.batch import Batch, Normalizer
 from data.channels import climatology, surroundings
 from data.channels.climatology import Climatology
 from data.given.analyses import Analyses
+from data.process.ranks import world
 from data.store.layout import Store
 from data.wind_scan.cache import without_wind
 from data.wind_scan.orders import beyond_the_domain, sector_codes
@@ -25,13 +26,12 @@ from trainer.dataset import Dataset
 from trainer.forecaster import finite
 from trainer.model.topoflow import TopoFlow, patch_mean
 from trainer.process.launch import device_of
-from trainer.process.ranks import world
 from trainer.weights.fit import network_of
 from trainer.weights.reading import read
 
 
 def load_forecaster(path: str | Path) -> StandaloneForecaster:
-    """A trained network from a run directory (its newest checkpoint), one checkpoint, or an export `FILE.safetensors`.
+    """A trained network from a run (its newest checkpoint), one checkpoint, or an export.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -41,18 +41,21 @@ def load_forecaster(path: str | Path) -> StandaloneForecaster:
     weights = read(path)
     record = weights.record
     if record is None or path.suffix == ".ckpt":
-        raise CheckpointError(f"{path} is neither a run nor an export of ours: use `python -m trainer checkpoint export`.")
+        remedy = "use `python -m trainer checkpoint export`"
+        raise CheckpointError(f"{path} is neither a run nor an export of ours: {remedy}.")
     run = validate(record.config, str(path))
-    network = network_of(weights, run)[0].to(device_of(world())).eval()
+    device = device_of(world())
+    network = network_of(weights, run)[0].to(device).eval()
     names = (surroundings.FILE, climatology.FILE)
     exported = weights.loaded is None
     run_dir = path if weights.loaded is None else weights.loaded.path.resolve().parent.parent
     kept = [path.with_suffix(f".{name}") if exported else run_dir / name for name in names]
     for file, name in zip(kept, names, strict=True):
         if exported and (sha256_of(file) if file.exists() else None) != record.files.get(name):
-            raise DataError(f"{file} is not what was exported with {path.name}: copy it again from beside the export.")
-    source = f"{weights.source}, step {record.step}, weights {weights.taken}"
-    return StandaloneForecaster(run, network, kept[0], kept[1], record.fingerprints["data"], device_of(world()), source)
+            remedy = "copy it again from beside the export"
+            raise DataError(f"{file} is not what was exported with {path.name}: {remedy}.")
+    source, data = f"{weights.source}, step {record.step}, weights {weights.taken}", record.fingerprints["data"]
+    return StandaloneForecaster(run, network, kept[0], kept[1], data, device, source)
 
 
 @dataclass
@@ -88,7 +91,7 @@ class StandaloneForecaster:
             raise DataError(f"the run was trained for {self.run.data.lead_hours} h, not for {unknown} h.")
         kept, scan = surroundings.restore(self.surroundings)
         if not kept.continues(self.data):
-            raise DataError(f"{self.surroundings} is of other data than the network was trained on: bring back its own.")
+            raise DataError(f"{self.surroundings} is of other data than the network: bring back its own.")
         hours = Analyses(analyses, kept)
         at = replace(kept, times=hours.axis)
         normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
@@ -112,7 +115,8 @@ class StandaloneForecaster:
         ranks = torch.from_numpy(self._ranks(dataset, hours, start)).expand(len(leads), -1)
         batch = Batch(fields, torch.full(shape, torch.nan), numbers, ranks, t, t + lead, 0, torch.ones(len(leads)).bool())
         _, _, arguments = dataset.prepare(batch)
-        forecast = finite(self.network(*arguments).float(), f"the forecast from {hours.axis[start]}")
+        normalised = self.network(*arguments).float()
+        forecast = finite(normalised, f"the forecast from {hours.axis[start]}")
         return dataset.normalizer.physical(forecast).cpu().numpy()
 
     def _ranks(self, dataset: Dataset, hours: Analyses, start: int) -> np.ndarray:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from data import DataError
+from data.process.written import being_written
 from data.store.layout import DAMAGE, Store
 from data.store.reader import ShardReader
-from data.written import being_written
 
 log = logging.getLogger("trainer")
 ENOUGH_DAYS = 20  # of a month in the training split, for means of its own; other months get those of all months
@@ -73,7 +73,8 @@ def kept(store: Store, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        log.info("WARNING: %s cannot be written (%s): climatology is measured again the next time", path, error.strerror)
+        told = "WARNING: %s cannot be written (%s): climatology is measured again the next time"
+        log.info(told, path, error.strerror)
     return means, months
 
 

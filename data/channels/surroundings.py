@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from data import DataError
+from data.process.written import being_written
 from data.store.layout import DAMAGE, Store
 from data.variables import contents, restored
 from data.wind_scan.cache import ScanCache
 from data.wind_scan.orders import Geometry
-from data.written import being_written
 
 FILE = "surroundings.npz"
 
@@ -41,7 +41,8 @@ def keep(store: Store, scan: ScanCache | None, path: Path) -> None:
     if scan is not None:
         arrays |= {"global_orders": scan.global_orders, "regional_orders": scan.regional_orders}
     text = json.dumps(about)
-    arrays |= {"about": np.frombuffer(text.encode(), "u1"), "sha256": np.array(_digest(text, arrays))}
+    sha256 = np.array(_digest(text, arrays))
+    arrays |= {"about": np.frombuffer(text.encode(), "u1"), "sha256": sha256}
     with being_written(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

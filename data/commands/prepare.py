@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     plan = plan_of(options)
 
     from data.prepare import beginning, stages
-    from data.prepare.mpi import is_first_rank
+    from data.process.ranks import world
 
     if options.stage is None:
         stages.prepare(options.store, plan, options.workers)
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
             stages.load(options.store, stages.remaining(options.store, part, parts), options.workers)
         else:
             stages.finish(options.store)
-    if options.stage in (None, "finish") and is_first_rank():
+    if options.stage in (None, "finish") and world().is_main:
         show_result(options.store)
 
 

@@ -1,1 +1,1 @@
-"""What a person gives to a trained network: analyses, forecasts of others, observations, regions."""
+"""What a person gives to a trained network: analyses, forecasts, observations, regions."""

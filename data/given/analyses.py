@@ -27,25 +27,26 @@ class Analyses:
         Raises:
             DataError: they lack a coordinate, are on another grid, or not hourly.
         """
-        analyses = analyses.rename({a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a})
+        renamed = {a: b for a, b in OTHER_NAMES.items() if a in analyses.dims and b != a}
+        analyses = analyses.rename(renamed)
         missing = [dim for dim in ("time", "lat", "lon") if dim not in analyses.coords]
         if missing:
-            raise DataError(
-                f"the analyses have no coordinate {', '.join(missing)}; they have {', '.join(map(str, analyses.coords))}."
-            )
+            named = ", ".join(map(str, analyses.coords))
+            raise DataError(f"the analyses have no coordinate {', '.join(missing)}; they have {named}.")
         for name, axis in (("lat", kept.lat), ("lon", kept.lon)):
             own = np.asarray(analyses[name], "f8")
             if own.shape == axis.shape and np.allclose(own[::-1], axis, atol=1e-4):
                 analyses = analyses.isel({name: slice(None, None, -1)})
             elif own.shape != axis.shape or not np.allclose(own, axis, atol=1e-4):
-                ours, theirs = (f"{a.size} values from {a.min():g} to {a.max():g}" for a in (axis, own))
-                raise DataError(f"{name} has {theirs}, that of the run {ours}. Interpolate the analyses first.")
+                said = [f"{a.size} values from {a.min():g} to {a.max():g}" for a in (own, axis)]
+                raise DataError(f"{name} has {said[0]}, that of the run {said[1]}. Interpolate the analyses first.")
         times = np.asarray(analyses["time"].values, "datetime64[ns]")
         hourly = times.astype("datetime64[h]")
         if (times != hourly).any() or len(np.unique(hourly)) != len(hourly):
             raise DataError("the times of the analyses must be whole hours, each once.")
         self.axis = np.arange(hourly.min(), hourly.max() + np.timedelta64(1, "h"))
-        self._place = {int(place): row for row, place in enumerate((hourly - self.axis[0]).astype(int))}
+        places = (hourly - self.axis[0]).astype(int).tolist()
+        self._place = {place: row for row, place in enumerate(places)}
         self._analyses, self._kept = analyses, kept
         self._scale: dict[str, tuple[float, float]] = {}
 
@@ -57,21 +58,28 @@ class Analyses:
         """
 
         def needed(start: int) -> set[int]:
-            return {start + lead if read.back is None else start - read.back for read in reads for lead in leads}
+            back = {start - read.back for read in reads if read.back is not None}
+            ahead = {start + lead for read in reads if read.back is None for lead in leads}
+            return back | ahead
 
         possible = [start for start in sorted(self._place) if needed(start) <= self._place.keys()]
         if not possible:
             keys = ", ".join(read.key for read in reads)
-            raise DataError(f"no forecast is possible from {self.axis[0]} to {self.axis[-1]}: each needs {keys}.")
+            spanned = f"from {self.axis[0]} to {self.axis[-1]}"
+            raise DataError(f"no forecast is possible {spanned}: each needs {keys}.")
         return possible
 
     def group(self, read: Read, hours: np.ndarray, stored: list[tuple[str, int | None]]) -> Tensor:
         """(B, V, H, W) of a group; variables that the network is not given at this hour are NaN."""
         wanted = {name for name, back in stored if back == read.back}
         members = self._kept.contents.names(read.group)
-        planes = {(hour, name): self.field(name, hour) for hour in set(hours.tolist()) for name in members if name in wanted}
-        absent = np.full(self._kept.grid, np.nan, "f4")
-        return torch.from_numpy(np.stack([[planes.get((hour, name), absent) for name in members] for hour in hours.tolist()]))
+        values = np.full((len(hours), len(members), *self._kept.grid), np.nan, "f4")
+        distinct, row_of = np.unique(hours, return_inverse=True)
+        for column, name in enumerate(members):
+            if name in wanted:
+                planes = np.stack([self.field(name, int(hour)) for hour in distinct])
+                values[:, column] = planes[row_of]
+        return torch.from_numpy(values)
 
     def field(self, name: str, hour: int) -> np.ndarray:
         """(H, W) in our units.
@@ -80,9 +88,8 @@ class Analyses:
             DataError: it is not there, has no units or impossible values.
         """
         if name not in self._analyses:
-            raise DataError(
-                f"the analyses have no '{name}', which the run is given. They have {', '.join(map(str, self._analyses))}."
-            )
+            named = ", ".join(map(str, self._analyses))
+            raise DataError(f"the analyses have no '{name}', which the run is given. They have {named}.")
         array = self._analyses[name].isel(time=self._place[hour]).transpose("lat", "lon")
         factor, offset = self._scale_of(name)
         values = np.asarray(array, "f8") * factor + offset
@@ -90,8 +97,8 @@ class Analyses:
         outside = (values < variable.valid_min) | (values > variable.valid_max)
         if outside.any():
             raise DataError(
-                f"{name} at {self.axis[hour]} is {values[outside][0]:g} {variable.units}: possible are "
-                f"{variable.valid_min:g} to {variable.valid_max:g}. Are its units really "
+                f"{name} at {self.axis[hour]} is {values[outside][0]:g} {variable.units}: possible "
+                f"are {variable.valid_min:g} to {variable.valid_max:g}. Are its units really "
                 f"'{self._analyses[name].attrs['units']}'?"
             )
         return values.astype("f4")
@@ -101,6 +108,7 @@ class Analyses:
             variable: Variable = self._kept.contents.variable(name)
             units = self._analyses[name].attrs.get("units")
             if units is None:
-                raise DataError(f"'{name}' has no units: set dataset['{name}'].attrs['units'], as '{variable.units}'.")
+                remedy = f"set dataset['{name}'].attrs['units'], as '{variable.units}'"
+                raise DataError(f"'{name}' has no units: {remedy}.")
             self._scale[name] = conversion(str(units), variable.units, f"'{name}'")
         return self._scale[name]

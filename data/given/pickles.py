@@ -117,7 +117,8 @@ class _Reader(pickle.Unpickler):
         if self._storage is None:
             if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
                 return torch._utils._rebuild_tensor_v2
-            if (module, name) == ("torch.storage", "_load_from_bytes"):  # torch would load it without any restriction
+            if (module, name) == ("torch.storage", "_load_from_bytes"):
+                # Without a restriction there, torch would load anything.
                 return lambda content: torch.load(io.BytesIO(content), weights_only=True)
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         if module == "torch" and name in STORAGES:

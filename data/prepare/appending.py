@@ -29,11 +29,11 @@ from data.prepare.shards import GRIDS, job_of, kept_shards
 from data.prepare.sources.source import Source, files_of, read_sources, sources_in, winds_of, written_down
 from data.prepare.sources.spellings import DEW_POINT
 from data.prepare.stages import finish, load, remaining
+from data.process.written import write_text
 from data.store import layout, opening, writing
 from data.store.finishing import MARKS
 from data.store.layout import Store
 from data.wind_scan.cache import store_of
-from data.written import write_text
 
 
 def append(path: Path, files: list[Path], workers: int, config: Path | None = None) -> Store | None:

@@ -22,9 +22,9 @@ from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
 from data.prepare.shards import job_of
 from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.static import static_fields
+from data.process.written import write_text
 from data.store import layout, opening, writing
 from data.wind_scan import cache, orders
-from data.written import write_text
 
 console = Console(stderr=True)
 

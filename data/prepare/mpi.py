@@ -10,32 +10,27 @@ from types import TracebackType
 from typing import Any
 
 from data import DataError
-
-LAUNCHED_BY_MPI = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
-
-
-def is_first_rank() -> bool:
-    """Whether this process speaks for all: the only one, or rank 0 of `mpirun`."""
-    world = mpi_world()
-    return world is None or world.rank == 0
+from data.process.ranks import by_mpi, world
 
 
 def mpi_world() -> Any:
-    """mpi4py's world where `mpirun` started more than one rank, else None.
+    """mpi4py's world of the ranks that share the work; None where this process is alone.
 
     Raises:
-        DataError: SLURM started several tasks that do not know of one another.
+        DataError: processes were started together that do not know of one another.
     """
-    if not any(name in os.environ for name in LAUNCHED_BY_MPI):
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            raise DataError(
-                "srun started several tasks without MPI, and each would do all the work: use `srun --mpi=pmi2`, "
-                "mpirun, or one array task a --part."
-            )
+    everyone = world()
+    if everyone.size == 1:
         return None
-    from mpi4py import MPI  # importing it joins the MPI job, which only a process started by mpirun may do
+    if by_mpi(os.environ):
+        from mpi4py import MPI
 
-    return MPI.COMM_WORLD if MPI.COMM_WORLD.size > 1 else None
+        if MPI.COMM_WORLD.size == everyone.size:
+            return MPI.COMM_WORLD
+    raise DataError(
+        f"{everyone.launcher} started {everyone.size} processes without MPI, and each would do all the "
+        "work: use mpirun, `srun --mpi=pmi2`, or one array task a --part."
+    )
 
 
 def abort_all_on_error(world: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 import zarr
 
-from data import DataError, locks
+from data import DataError
 from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
 from data.prepare.grids.grid import as_tables
 from data.prepare.grids.regrid import Regridder
@@ -24,13 +24,14 @@ from data.prepare.reader import Reader
 from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.sources.spellings import read_as
 from data.prepare.waiting import WAITING
+from data.process import locks
+from data.process.written import being_written, write_text
 from data.store import layout, writing
 from data.store.layout import Store
 from data.store.opening import open_store, require_whole
 from data.store.reader import ShardReader
 from data.variables import Contents, Variable
 from data.wind_scan import orders
-from data.written import being_written, write_text
 
 GRIDS = "grids.npz"  # of the files that a finished store was made of
 

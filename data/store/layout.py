@@ -62,11 +62,11 @@ class Store:
 
     @property
     def origin(self) -> str:
-        """Fingerprint of what it was before anything was appended: one name for the same data at any length."""
+        """Fingerprint of before anything was appended: one name for the same data at any length."""
         return (*self.earlier, self.fingerprint)[0]
 
     def continues(self, fingerprint: str) -> bool:
-        """THE question of lineage: is this the data of that fingerprint, or the same with later hours appended?"""
+        """Whether this is the data of a fingerprint, or the same with later hours appended."""
         return fingerprint in (*self.earlier, self.fingerprint)
 
     def shard_hashes(self) -> dict[str, str]:

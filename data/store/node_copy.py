@@ -10,8 +10,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from data import DataError
+from data.process.written import being_written
 from data.store.layout import EMPTY, Store, hash_of, shard_file
-from data.written import being_written
 
 
 def copied(store: Store, folder: Path) -> Store:

@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 
 from data import DataError
+from data.process.written import write_text
 from data.store import statistics
 from data.store.layout import (
     EPOCH,
@@ -31,7 +32,6 @@ from data.store.layout import (
 )
 from data.store.reader import EMPTY_CHUNK
 from data.variables import ALWAYS, BY_NAME, PUBLISHED, Contents, Variable
-from data.written import write_text
 
 
 def create(

@@ -31,7 +31,9 @@ from unittest import mock
 
 import torch.distributed as dist
 
-from data import Refusal, locks
+from data import Refusal
+from data.process import locks
+from data.process.ranks import find_ranks
 from data.samples import SampleIndex
 from data.stream import Stream
 from trainer import train as training
@@ -40,7 +42,6 @@ from trainer.config_file import load
 from trainer.process import launch, rank
 from trainer.process.failure import quieten
 from trainer.process.options import parse
-from trainer.process.ranks import find_ranks
 from trainer.process.stop import SIGNALS
 from trainer.process.watchdog import Watchdog
 from trainer.run import description, start

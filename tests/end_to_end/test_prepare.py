@@ -19,13 +19,14 @@ import xarray as xr
 import xarray_regrid  # noqa: F401 - gives data arrays their .regrid
 import zarr
 
-from data import DataError, locks, variables
+from data import DataError, variables
 from data.prepare import beginning, stages, static
 from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid
 from data.prepare.plan import Plan, Scan
 from data.prepare.sources import spellings
 from data.prepare.sources.source import Source
+from data.process import locks
 from data.store import layout
 from data.store.opening import open_store
 from data.wind_scan import cache
@@ -427,6 +428,8 @@ def test_a_shard_has_one_writer_and_tasks_without_mpi_are_refused(
         pytest.raises(DataError, match=f"shard 1 of .* is being written by process {os.getpid()}"),
     ):
         stages.load(path, [1], workers=1)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "64")
-    with pytest.raises(DataError, match="srun started several tasks without MPI"):
+    slurm = {"SLURM_PROCID": "3", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "64"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="srun started 64 processes without MPI"):
         stages.prepare(path, ours, workers=1)

@@ -28,7 +28,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data import locks
+from data.process import locks
+from data.process.ranks import World, find_ranks
 from data.wind_scan.cache import ScanCache
 from tests.distributed.several import FAILING
 from tests.faults.test_checkpoint_faults import make
@@ -57,7 +58,6 @@ from trainer.commands import status
 from trainer.config import ConfigError
 from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
-from trainer.process.ranks import World, find_ranks
 from trainer.run import start, telemetry
 from trainer.run.course import Course
 from trainer.weights.files import read_file
@@ -72,7 +72,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from data import locks
+from data.process import locks
 locks.hold(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import DataError, locks
+from data import DataError
+from data.process import locks
+from data.process.ranks import LaunchError, find_ranks
 from data.splits import hours_of
 from data.store.layout import Store
 from data.wind_scan.cache import ScanCache
@@ -44,7 +46,6 @@ from trainer.checkpoint import loading, same_run, store
 from trainer.checkpoint.manifest import Begun, CheckpointError, Unreadable, write
 from trainer.checkpoint.record import write_tensors
 from trainer.config_file import load
-from trainer.process.ranks import LaunchError, find_ranks
 from trainer.process.stop import end_time
 from trainer.run.start import look_back
 from trainer.scores.comparison import other_identity
@@ -302,7 +303,8 @@ def test_f79_rank_0_alone_decides_what_a_run_begins_with(config: Path, tmp_path:
 
 def test_f80_every_command_asks_one_function_which_rank_it_is() -> None:
     """Under srun and mpirun every task of an evaluation was rank 0, on GPU 0, and wrote the same files."""
-    code = "from trainer.process.ranks import world; print('RANK', world().rank, world().size, flush=True)"
+    # One write a line, or two ranks would write into one another's.
+    code = "from data.process.ranks import world; w = world(); print(f'RANK {w.rank} {w.size}\\n', end='')"
     mpi = subprocess.run(
         [BIN / "mpiexec", "-n", "2", sys.executable, "-c", code],
         cwd=ROOT,
@@ -348,7 +350,7 @@ def test_f81_appended_hours_are_the_same_data_wherever_that_is_asked(tiny: Store
 
 def test_f82_who_stood_still_while_its_successor_finished_does_not_go_on(tmp_path: Path) -> None:
     """It made its lock again and wrote on, over what the successor had finished."""
-    code = "import sys, time; from pathlib import Path; from data import locks; locks.BEAT_S = 0.2\n"
+    code = "import sys, time; from pathlib import Path; from data.process import locks; locks.BEAT_S = 0.2\n"
     code += "held = locks.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     frozen = start_ranks(["-c", code, str(tmp_path / "lock")], 0)
     while "held" not in frozen.out.read_text():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import locks
+from data.process import locks
 from data.store.layout import Store
 from data.synthetic.recipe import Recipe
 from data.synthetic.synthesize import synthesize

@@ -32,6 +32,7 @@ from data.prepare.reader import Reader
 from data.prepare.sources import spellings
 from data.prepare.sources.hours import Stored, decoded
 from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Source
+from data.process.ranks import LaunchError, World
 from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
 from data.wind_scan.cache import ScanCache
@@ -48,7 +49,6 @@ from trainer.config import ConfigError
 from trainer.config_file import load
 from trainer.engine import resolve_deepspeed
 from trainer.model.topoflow import TopoFlow
-from trainer.process.ranks import LaunchError, World
 
 
 @pytest.fixture(scope="module")

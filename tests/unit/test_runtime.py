@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.process.ranks import LaunchError, World, find_ranks
+from data.process.ranks import LaunchError, World, find_ranks
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def _load(checkpoint: Path, state: bool) -> Loaded:
 
 
 def _read(file: Path, wanted: Collection[str], sha256: str) -> dict[str, Tensor]:
-    """Tensors of a file, which is read through before it is mapped: an error then ends the process."""
+    """Tensors of a file, read through before it is mapped: an error then ends the process."""
     try:
         if sha256_of(file) != sha256:
-            raise CheckpointError(f"{file} is damaged: its sha256 is not the recorded one.")
+            raise CheckpointError(f"{file} is damaged: it does not have the sha256 that was recorded.")
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in set(opened.keys()) & set(wanted)}
     except OSError as error:

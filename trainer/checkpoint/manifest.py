@@ -29,16 +29,16 @@ class CheckpointError(Refusal):
 
 
 class Unreadable(CheckpointError):
-    """A file cannot be read now (EACCES, EIO, ESTALE, ...), which says nothing about what is in it."""
+    """A file cannot be read now (EACCES, EIO, ESTALE, ...), so nobody knows what is in it."""
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """What an error of the file system says of a file: that it is damaged, or that nobody can tell now."""
+    """What an error of the file system says: a file is damaged, or nobody can tell now."""
     if error.errno in ABSENT:
         return CheckpointError(f"{path} cannot be read ({error.strerror}).")
     return Unreadable(
-        f"{path} cannot be read now ({error.strerror or error}), so nobody can tell whether it is whole: "
-        f"ask its owner for the right to read it, or try again when the file system answers."
+        f"{path} cannot be read now ({error.strerror or error}), so nobody can tell whether it is "
+        "whole: ask its owner for the right to read it, or try again when the file system answers."
     )
 
 
@@ -81,7 +81,7 @@ class Progress:
 
 
 class Begun(BaseModel):
-    """One start of a run: every process that trains it adds its own, so a branch can be told from a trunk."""
+    """One start of a run; with those before it, it tells a branch of the run from its trunk."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -155,15 +155,22 @@ def read(checkpoint: Path) -> Manifest:
     tree = read_json(path)
     if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
         raise CheckpointError(
-            f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own shards: "
-            f"start a new run from its weights with init_from.path={checkpoint}/weights.safetensors."
+            f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own "
+            "shards: start a new run from its weights with "
+            f"init_from.path={checkpoint}/weights.safetensors."
         )
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise CheckpointError(f"{path} is damaged: {where}: {first['msg']} ({error.error_count()} such).") from error
+        raise misread(str(path), error) from error
+
+
+def misread(what: str, error: ValidationError) -> CheckpointError:
+    """What is wrong with a description: the first of its faults."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    count = error.error_count()
+    return CheckpointError(f"{what} is damaged: {where}: {first['msg']} ({count} such).")
 
 
 def write(manifest: Manifest, path: Path) -> None:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.written import being_written
+from data.process.written import being_written
 from trainer.checkpoint.consistency import hash_tensors
-from trainer.checkpoint.manifest import CheckpointError, Memory
+from trainer.checkpoint.manifest import CheckpointError, Memory, misread
 
 KEY = "topoflow"  # of the record in a header
 TRAINED, MEAN = "as trained", "their running mean"  # the two sets of weights of a run with `ema`
@@ -110,9 +110,7 @@ def parse(text: str, file: Path | str) -> Record:
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"])) or "the whole"
-        raise CheckpointError(f"the record in {file} is damaged: {where}: {wrong['msg']}.") from error
+        raise misread(f"the record in {file}", error) from error
 
 
 def require_recorded(tensors: dict[str, Tensor], recorded: dict[str, str], source: str) -> None:
@@ -122,6 +120,7 @@ def require_recorded(tensors: dict[str, Tensor], recorded: dict[str, str], sourc
         CheckpointError: one differs, is missing, or was never recorded.
     """
     found = hash_tensors(tensors.items())
-    wrong = sorted(name for name in found.keys() | recorded.keys() if found.get(name) != recorded.get(name))
+    wrong = sorted({name for name, _ in found.items() ^ recorded.items()})
     if wrong:
-        raise CheckpointError(f"{source} is damaged: '{wrong[0]}' is not what was saved ({len(wrong)} such tensors).")
+        many = f"{len(wrong)} such tensors"
+        raise CheckpointError(f"{source} is damaged: '{wrong[0]}' is not what was saved ({many}).")

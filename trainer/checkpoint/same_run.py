@@ -1,4 +1,4 @@
-"""May this run continue that checkpoint? Whose history a run directory holds, and what was remembered beside what is now."""
+"""May this run continue that checkpoint? Whose history it is, and what was different then."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.written import write_text
+from data.process.written import write_text
 from trainer.checkpoint.manifest import CheckpointError, Manifest, Memory, read_json
 
 IDENTITY = "run.json"  # in the run directory
 
 log = logging.getLogger("trainer")
 
-# A resumed run may differ in these keys of its configuration and of DeepSpeed's, which say where and when things are kept,
-# sent or printed (state is named, so layouts interchange; batch, clipping and type are those of the run). Any other key,
-# known or not, may change numbers, and would silently train another model.
+# A resumed run may differ in these keys of its configuration and of DeepSpeed's, which say where and
+# when things are kept, sent or printed (state is named, so layouts interchange; batch, clipping and
+# type are those of the run). Any other key, known or not, may change numbers, and would silently
+# train another model.
 FREE = {
     "run": (
         "run_dir", "steps", "resume", "validation", "checkpoint", "telemetry", "expect", "init_from", "max_bad_steps",
@@ -83,8 +84,8 @@ def require_own(run_dir: Path, found: Manifest | None) -> None:
         )
     if found is not None and own and found.run and own != found.run:
         raise CheckpointError(
-            f"the checkpoints in {run_dir} are of another run ({found.run[:8]}, not {own[:8]}): bring "
-            "back its own, or choose another run_dir and start from them with "
+            f"the checkpoints in {run_dir} are of another run ({found.run[:8]}, not {own[:8]}): "
+            "bring back its own, or choose another run_dir and start from them with "
             f"init_from.path={run_dir}/checkpoints/step-{found.step:08d}."
         )
     if found is not None and saved is not None and saved > found.step:
@@ -102,8 +103,9 @@ def compare(
     """Refuse to resume when the data, the scan or a configuration is not what the checkpoint was trained with.
 
     Args:
-        same_data: whether the store of today is that of a fingerprint, or the same with later hours appended.
-        allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name covers its keys.
+        same_data: whether the store is that of a fingerprint, or the same with later hours.
+        allow_change: names of differences to accept, as "optimizer.lr" or "data"; a section's name
+            covers its keys.
 
     Returns:
         The accepted differences, [{"name", "before", "after"}], for the next manifests.
@@ -113,12 +115,12 @@ def compare(
     """
     differences = [(name, remembered.fingerprints.get(name), value) for name, value in present.fingerprints.items()]
     differences += _differences(remembered.config, present.config, FREE["run"])
-    differences += [
-        (f"deepspeed.{key}", a, b) for key, a, b in _differences(remembered.deepspeed, present.deepspeed, FREE["deepspeed"])
-    ]
-    differences += [(f"parameters.{key}", a, b) for key, a, b in _differences(remembered.parameters, present.parameters, ())]
+    for name, free in (("deepspeed", FREE["deepspeed"]), ("parameters", ())):
+        found = _differences(getattr(remembered, name), getattr(present, name), free)
+        differences += [(f"{name}.{key}", a, b) for key, a, b in found]
     changed = [d for d in differences if d[1] != d[2]]
-    refused = [d for d in changed if not _covered(d[0], allow_change) and not (d[0] == "data" and same_data(str(d[1])))]
+    refused = [d for d in changed if not _covered(d[0], allow_change)]
+    refused = [d for d in refused if d[0] != "data" or not same_data(str(d[1]))]
     if refused:
         listed = "\n".join(f"  {name}: {a} then, {b} now" for name, a, b in refused[:20])
         more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from data import locks
+from data.process import locks
 from trainer.checkpoint import consistency
 from trainer.checkpoint.manifest import MANIFEST, CheckpointError, FileRecord, Manifest, Memory, read, sha256_of, step_of, write
 from trainer.checkpoint.record import TRAINED, of_run, write_tensors
@@ -110,8 +110,9 @@ class Saving:
         tensors: dict[str, str] = {}
         for name, content in files.items():
             file = self.partial / name
-            file.parent.mkdir(exist_ok=True)  # a node that does not see rank 0's fails in `commit`, by name
-            write_tensors(file, content, of_run(self._memory, TRAINED) if name == WEIGHTS_FILE else None)
+            file.parent.mkdir(exist_ok=True)  # unseen by rank 0, it fails in `commit`, by name
+            record = of_run(self._memory, TRAINED) if name == WEIGHTS_FILE else None
+            write_tensors(file, content, record)
             _sync(file)
             described[str(name)] = FileRecord(bytes=file.stat().st_size, sha256=sha256_of(file))
             tensors |= consistency.hash_tensors(content.items())
@@ -140,8 +141,7 @@ def _move_aside(final: Path) -> Path | None:
 
 
 def mend(run_dir: Path) -> None:
-    """Undo what a kill has left: a replacement between two renames, and what was never finished; for who holds the run
-    directory."""
+    """Undo what a kill has left, as the holder of the run: a half replacement, an unfinished save."""
     for left in (run_dir / "checkpoints").glob("step-*.partial"):
         final = left.with_name(left.name.removesuffix(REPLACED).removesuffix(".partial"))
         if step_of(final) is None:

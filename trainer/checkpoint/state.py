@@ -91,8 +91,8 @@ def shares(sizes: dict[str, int], ranks: int, share_bytes: int | None = None) ->
 def restore(engine: Any, named: Named) -> list[dict[str, Any]]:
     """Put rank 0's `named` into every rank's masters, forward weights and optimizer; collective.
 
-    State of parameters that had none starts at zero, a running mean at the weights; both are filled into `named`. State that
-    nobody has a use for is left out.
+    State of parameters that had none starts at zero, a running mean at the weights; both are filled
+    into `named`. State that nobody has a use for is left out.
 
     Returns:
         Such differences where there was state before, [{"name", "before", "after"}].
@@ -110,8 +110,9 @@ def restore(engine: Any, named: Named) -> list[dict[str, Any]]:
         write_parameter(engine, parameter, None, value)
         write_forward(parameter, value)
         for kind in kinds_of(engine) if parameter.requires_grad else ():
-            given = named.moments.get(f"{name}.{kind}")
-            write_parameter(engine, parameter, kind, _from_main(given, shape_of(parameter), engine.device))
+            moment = named.moments.get(f"{name}.{kind}")
+            value = _from_main(moment, shape_of(parameter), engine.device)
+            write_parameter(engine, parameter, kind, value)
     steps = [tensor for key, tensor in named.moments.items() if key.endswith(".step")]
     step = _from_main(steps[0] if steps else torch.zeros(()), torch.Size(()), engine.device)
     for state in states_of(engine):
@@ -208,13 +209,15 @@ def _persistent_buffers(engine: Any) -> list[tuple[str, Tensor]]:
 
 
 def _complete(engine: Any, named: Named) -> list[dict[str, Any]]:
-    """Make the state in `named` that of the engine; refuses weights and shapes that are not the engine's."""
+    """Make the state in `named` that of the engine; refuses weights and shapes of another one."""
     parameters = dict(engine.module.named_parameters())
-    buffers = {name: buffer.shape for name, buffer in _persistent_buffers(engine)}
+    shapes = {name: shape_of(p) for name, p in parameters.items()}
+    shapes |= {name: buffer.shape for name, buffer in _persistent_buffers(engine)}
     trained = {name: shape_of(p) for name, p in parameters.items() if p.requires_grad}
-    wanted = {f"{name}.{kind}": shape for name, shape in trained.items() for kind in kinds_of(engine)}
-    wanted |= {f"{name}.step": torch.Size(()) for name in trained}
-    wrong = _unfit("weight", named.weights, {name: shape_of(p) for name, p in parameters.items()} | buffers)
+    wanted = {f"{name}.step": torch.Size(()) for name in trained}
+    for kind in kinds_of(engine):
+        wanted |= {f"{name}.{kind}": shape for name, shape in trained.items()}
+    wrong = _unfit("weight", named.weights, shapes)
     new, unused = wanted.keys() - named.moments.keys(), named.moments.keys() - wanted.keys()
     had = bool(named.moments)
     steps = {float(tensor) for key, tensor in named.moments.items() if key.endswith(".step")}
@@ -222,21 +225,21 @@ def _complete(engine: Any, named: Named) -> list[dict[str, Any]]:
         wrong.append(f"parameters have been updated {sorted(steps)} times, not equally often")
     for key in unused:
         del named.moments[key]
-    wrong += _unfit("optimizer state", named.moments, {key: wanted[key] for key in wanted.keys() - new})
+    kept = {key: wanted[key] for key in wanted.keys() - new}
+    wrong += _unfit("optimizer state", named.moments, kept)
     if wrong:
-        raise CheckpointError(
-            "what was read does not fit the network: " + "; ".join(sorted(wrong)[:6]) + ". Nothing was loaded."
-        )
+        listed = "; ".join(sorted(wrong)[:6])
+        raise CheckpointError(f"what was read does not fit the network: {listed}. Nothing was loaded.")
     for key in new:
         name, _, kind = key.rpartition(".")
         if kind == EMA:
             named.moments[key] = named.weights[name].reshape(wanted[key]).float().clone()
         else:
-            named.moments[key] = torch.full(wanted[key], max(steps, default=0.0) if kind == "step" else 0.0)
-    changes = [
-        {"name": "optimizer state", "before": f"none of {_listed(new)}", "after": "zero; a running mean: the weights"}
-    ] * bool(new)
-    changes += [{"name": "optimizer state", "before": _listed(unused), "after": "left out"}] * bool(unused)
+            value = max(steps, default=0.0) if kind == "step" else 0.0
+            named.moments[key] = torch.full(wanted[key], value)
+    pairs = [(f"none of {_listed(new)}", "zero; a running mean: the weights")] if new else []
+    pairs += [(_listed(unused), "left out")] if unused else []
+    changes = [{"name": "optimizer state", "before": a, "after": b} for a, b in pairs]
     return changes if had else []
 
 

@@ -10,9 +10,9 @@ Commit (saving.py): training waits for a copy in memory only; a thread of every 
 step-N.partial. When all have finished, at a step boundary, rank 0 writes the manifest, syncs, renames. What has its
 final name is whole, at whatever instant a run dies.
 
-Ours is a directory that is called exactly step-NNNNNNNN and whose manifest names that step; nothing else is read, counted
-or removed. Every start of a run is named in the manifests that come after it, so a checkpoint that the run has stepped over
-is told from one that it has grown out of, also when it was out of reach for a while.
+Ours is a directory that is called exactly step-NNNNNNNN and whose manifest names that step; nothing
+else is read, counted or removed. Every start of a run is named in the manifests that come after it,
+so a checkpoint that the run has stepped over is told from one that it has grown out of.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import locks
+from data.process import locks
 from trainer.checkpoint.manifest import (
     MANIFEST,
     CheckpointError,
@@ -71,8 +71,9 @@ def look(run_dir: Path) -> list[Found]:
         found = [one for path, step in listed.items() if (one := _found(path, step)) is not None]
         if _directories(run_dir) == listed:  # or a running job added and removed some meanwhile
             break
-    most = max((len(f.manifest.starts) for f in found if f.manifest is not None), default=0)
-    return sorted(found, key=lambda f: (most if f.manifest is None else len(f.manifest.starts), f.step))
+    starts = {f.path: len(f.manifest.starts) for f in found if f.manifest is not None}
+    most = max(starts.values(), default=0)
+    return sorted(found, key=lambda f: (starts.get(f.path, most), f.step))
 
 
 def _found(path: Path, step: int) -> Found | None:
@@ -105,8 +106,9 @@ def descends(newer: Memory, older: Memory) -> bool:
 
 
 def put_aside(checkpoint: Path) -> Path:
-    """Give a name free that something else stands under; what stands there is kept under another one."""
-    return checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.aside-{uuid.uuid4().hex[:8]}"))
+    """Keep what stands under the name of a checkpoint under another one."""
+    aside = f"{checkpoint.name}.aside-{uuid.uuid4().hex[:8]}"
+    return checkpoint.rename(checkpoint.with_name(aside))
 
 
 def verify(checkpoint: Path) -> list[str]:
@@ -151,9 +153,10 @@ def manifest(checkpoint: Path) -> Manifest:
 def retain(run_dir: Path, keep_last: int, keep_every: int | None, newest_step: int | None = None) -> None:
     """Remove older checkpoints, from manifests alone.
 
-    Kept are the last `keep_last` up to `newest_step`, which was just committed; every step that is a multiple of
-    `keep_every`; the one whose own weights were validated with the lowest loss on the validation set of today; any that a
-    reader holds open or that cannot be read; and what the newest one has not grown out of.
+    Kept are the last `keep_last` up to `newest_step`, which was just committed; every step that is a
+    multiple of `keep_every`; the one whose own weights were validated with the lowest loss on the
+    validation set of today; any that a reader holds open or that cannot be read; and what the newest
+    one has not grown out of.
     """
     manifests: dict[Path, Manifest] = {}
     for found in look(run_dir):
@@ -256,8 +259,8 @@ def _directories(run_dir: Path) -> dict[Path, int]:
         if not folder.is_symlink():
             return {}
         raise Unreadable(
-            f"{folder} links to {folder.readlink()}, which is not there now: mount it, or bring it back. To begin anew "
-            "choose another run_dir."
+            f"{folder} links to {folder.readlink()}, which is not there now: mount it, or bring it "
+            "back. To begin anew choose another run_dir."
         ) from error
     except OSError as error:
         raise unreadable(folder, error) from error

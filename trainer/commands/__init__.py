@@ -12,19 +12,25 @@ def add_trained_run(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint of which run a command works on."""
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.store=PATH for a store that has moved")
-    parser.add_argument("--raw", action="store_true", help="the weights themselves, where the run keeps a running mean of them")
+    add_raw(parser)
     parser.add_argument("--checkpoint", type=Path, help="one checkpoint directory (default: the newest)")
 
 
+def add_raw(parser: argparse.ArgumentParser) -> None:
+    """Which of the two sets of weights that a run with `ema` has."""
+    about = "the weights themselves, where a running mean of them is kept"
+    parser.add_argument("--raw", action="store_true", help=about)
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Which weights, and in what they may differ from the configuration; the keys of `init_from`."""
+    """Which weights, and how they may differ from the configuration; the keys of `init_from`."""
+    add_raw(parser)
     add = parser.add_argument
-    add("--raw", action="store_true", help="the weights themselves, where a running mean of them is kept")
     add("--take", metavar="NAME", help="which set of weights of a file that holds several")
-    order = "order of the channels of a file that does not say: published, configured (as in data.inputs), or names, a,b,c"
+    order = "channels of a file that does not say: published, configured (data.inputs), or a,b,c"
     add("--channels", type=_channels, metavar="ORDER", help=order)
     add("--allow-missing", action="append", default=[], metavar="NAME", help="repeatable")
-    changed = "accept that the weights were made with another value of this key, as wind_scan.mode; repeatable"
+    changed = "accept weights of another value of this key, as wind_scan.mode; repeatable"
     add("--allow-change", action="append", default=[], metavar="KEY", help=changed)
 
 

@@ -10,25 +10,25 @@ from typing import Any
 from data.command_line import console
 from trainer.checkpoint import store
 from trainer.checkpoint.manifest import MANIFEST, CheckpointError, sha256_of
+from trainer.commands import add_raw
 
 EXAMPLES = """  python -m trainer checkpoint list runs/demo
   python -m trainer checkpoint verify runs/demo/checkpoints/latest
   python -m trainer checkpoint show model.safetensors
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to model.safetensors
   python -m trainer checkpoint export runs/demo/checkpoints/latest --to old_names.ckpt"""
-# What Lightning's load_from_checkpoint asks for; of the version in which a file without callbacks and loops is complete.
-LIGHTNING = {"pytorch-lightning_version": "2.5.0", "optimizer_states": [], "lr_schedulers": [], "callbacks": {}, "loops": {}}
+# What Lightning's load_from_checkpoint asks for; 2.5 takes a file without callbacks and loops.
+LIGHTNING: dict[str, Any] = {"pytorch-lightning_version": "2.5.0", "callbacks": {}, "loops": {}}
+LIGHTNING |= {"optimizer_states": [], "lr_schedulers": []}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "verify", "show", "export"])
-    parser.add_argument("path", type=Path, help="run directory (list, export), one checkpoint, or an export (show)")
-    parser.add_argument("--raw", action="store_true", help="the weights themselves, where the run keeps a running mean of them")
-    parser.add_argument(
-        "--to",
-        type=Path,
-        help="file to export to: .safetensors (with what forecasts need beside it) or .ckpt of the old code's Lightning",
-    )
+    about = "run directory (list, export), one checkpoint, or an export (show)"
+    parser.add_argument("path", type=Path, help=about)
+    add_raw(parser)
+    about = ".safetensors, with what forecasts need beside it, or .ckpt of the old code's Lightning"
+    parser.add_argument("--to", type=Path, help=f"file to export to: {about}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def _described(path: Path) -> dict[str, Any]:
 
     record = read(path).record
     if record is None:
-        raise CheckpointError(f"{path} holds no record: it is no checkpoint, export or import of ours.")
+        raise CheckpointError(f"{path} has no record: it is no checkpoint, export or import of ours.")
     return record.model_dump(exclude={"tensors"})
 
 
@@ -105,15 +105,18 @@ def export(path: Path, to: Path | None, raw: bool = False) -> None:
 
     weights = read(path, raw)
     if weights.record is None:
-        raise CheckpointError(f"{path} is no checkpoint of ours: bring it along with `python -m trainer import` first.")
+        remedy = "bring it along with `python -m trainer import` first"
+        raise CheckpointError(f"{path} is no checkpoint of ours: {remedy}.")
     record = weights.record.model_copy(update={"made_from": weights.made_from})
-    # No network is built: the shape () of published scalars is the only difference to what the engine holds.
-    tensors = {name: w.reshape(()) if name.endswith("elevation_alpha") else w for name, w in weights.tensors.items()}
+    tensors = weights.tensors
+    # The shape () of published scalars is the only difference to what the engine holds.
+    tensors |= {name: w.reshape(()) for name, w in tensors.items() if name.endswith("elevation_alpha")}
     if to.suffix == ".safetensors":
         if weights.loaded is not None:
-            record = record.model_copy(update={"files": _beside(weights.loaded.path.resolve().parent.parent, to)})
+            beside = _beside(weights.loaded.path.resolve().parent.parent, to)
+            record = record.model_copy(update={"files": beside})
         write_whole(to, lambda file: write_tensors(file, tensors, record))
-        to.with_suffix(".json").unlink(missing_ok=True)  # the record of an export of before it lay in the file
+        to.with_suffix(".json").unlink(missing_ok=True)  # where exports once had their record
         print(f"wrote {to}: the weights {weights.taken}")
         return
     if record.config["model"]["elevation_bias"] == "climb":
@@ -121,14 +124,15 @@ def export(path: Path, to: Path | None, raw: bool = False) -> None:
             "the old code has no model.elevation_bias=climb and would take its alpha for descent: export to .safetensors."
         )
     named = foreign_names(tensors)
-    described = record.model_copy(update={"tensors": hash_tensors(named.items())}).model_dump_json()
-    lightning = {"state_dict": named, "epoch": 0, "global_step": record.step, KEY: described, **LIGHTNING}
+    record = record.model_copy(update={"tensors": hash_tensors(named.items())})
+    about = {"epoch": 0, "global_step": record.step, KEY: record.model_dump_json()}
+    lightning = {"state_dict": named, **about, **LIGHTNING}
     write_whole(to, lambda file: torch.save(lightning, file))
     print(f"wrote {to}: the weights {weights.taken}")
 
 
 def _beside(run_dir: Path, to: Path) -> dict[str, str]:
-    """Copy grid, static fields, order of the scan and what is usual, for `load_forecaster` where the run is not.
+    """Copy grid, static fields, scan and climatology, for `load_forecaster` without the run.
 
     Returns:
         The hash of each, by what its name ends in.

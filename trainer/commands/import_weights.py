@@ -18,7 +18,7 @@ REPORT = "import.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    formats = "a run, checkpoint or export of ours, Lightning .ckpt, state dict, safetensors, DeepSpeed or sharded directory"
+    formats = "a run, checkpoint or export of ours; Lightning, state dict, safetensors, DeepSpeed"
     add("--from", dest="source", type=Path, required=True, help=formats)
     add("--to", type=Path, required=True, help="directory to write")
     add("--config", type=Path, required=True, help="run whose model section describes the network")
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     from trainer.weights.reading import wanted
 
     if (options.to / MANIFEST).exists():
-        raise CheckpointError(f"{options.to} is a checkpoint, which is not replaced: choose another --to.")
+        raise CheckpointError(f"{options.to} is a checkpoint, and stays: choose another --to.")
     torch.manual_seed(config.seed)
     source = source_of(options, options.source)
     weights = wanted(source)
@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
     tensors, report = fit(weights, network, config, source)
     report.show(sys.stdout)
     report.refuse_unless_complete()
-    record = Record(config=config.model_dump(mode="json"), which=weights.taken or TRAINED, made_from=weights.made_from)
+    tree = config.model_dump(mode="json")
+    record = Record(config=tree, which=weights.taken or TRAINED, made_from=weights.made_from)
     if weights.record is not None:
         kept = {"step", "statistics", "fingerprints"} | ({"val_loss"} if report.same_function else set())
         record = record.model_copy(update=weights.record.model_dump(include=kept))
@@ -55,5 +56,5 @@ def run(options: argparse.Namespace) -> None:
     content = {name: t.contiguous() for name, t in tensors.items()}
     write_whole(options.to / WEIGHTS_FILE, lambda file: write_tensors(file, content, record))
     (options.to / REPORT).write_text(json.dumps(report.to_json(), indent=1))
-    (options.to / "recorded.json").unlink(missing_ok=True)  # of an import of before weights had a record
+    (options.to / "recorded.json").unlink(missing_ok=True)  # where imports once had their record
     print(f"wrote {options.to}: start from it with init_from.path={options.to}")

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data import locks
 from data.command_line import clock, console
+from data.process import locks
 from data.strict import parse_yaml
 from trainer.checkpoint import store
 from trainer.checkpoint.manifest import CheckpointError
@@ -65,7 +65,8 @@ def look(run_dir: Path) -> list[tuple[str, str]]:
         found.append(("validation", f"{validated[-1]['loss']:.4f} at step {validated[-1]['step']}"))
     newest, told = store.newest(run_dir), "none"
     if newest is not None:
-        told = f"{newest.name}, {_age(time.time() - (newest / 'manifest.json').stat().st_mtime)} old"
+        seconds = time.time() - (newest / "manifest.json").stat().st_mtime
+        told = f"{newest.name}, {_age(seconds)} old"
     found.append(("last checkpoint", told))
     if (run_dir / "bad_samples.jsonl").exists():
         steps = {row["step"] for row in _last_rows(run_dir / "bad_samples.jsonl")}

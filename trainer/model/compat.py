@@ -21,7 +21,8 @@ LEGACY_REGIONS = (32, 32)
 RELEASE_SECTORS = 16
 # Beside weights: buffers of the old code, and counts that keepers of running means leave there.
 KNOWN_BUFFERS = ("china_mask", "target_indices", "initted", "step", "n_averaged", "num_updates", "decay")
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPPERS |= {"_forward_module"}
 _RENAMED = (
     (re.compile(r"(blocks\.\d+\.mlp\.)0\.(weight|bias)$"), r"\1fc1.\2"),
     (re.compile(r"(blocks\.\d+\.mlp\.)[23]\.(weight|bias)$"), r"\1fc2.\2"),
@@ -177,8 +178,9 @@ def moved_arguments(
 
 
 def _unwrapped(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what compiling and distributing wrappers put into them; what would then stand there twice keeps its own."""
-    short = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in foreign}
+    """Names without what compiling and distributing wrappers put into them, where that is unique."""
+    parts = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in foreign}
+    short = {key: ".".join(part) for key, part in parts.items()}
     once = {name for name, count in Counter(short.values()).items() if count == 1}
     return {short[key] if short[key] in once else key: tensor for key, tensor in foreign.items()}
 

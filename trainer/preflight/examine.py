@@ -5,47 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from trainer.preflight.job import (
-    check_clock,
-    check_configuration,
-    check_environment,
-    check_launch_script,
-    check_memory,
-    check_run_directory,
-    check_space,
-)
-from trainer.preflight.network import (
-    check_checkpoint,
-    check_data,
-    check_first_loss,
-    check_initialisation,
-    check_resume,
-    check_scan,
-    check_sensitivity,
-    check_statistics,
-    check_step,
-    check_weights,
-)
+from trainer.preflight import job, network
 from trainer.preflight.report import REFUSED, REMEDIES, Failed, Result, Subject
 
 CHECKS: dict[str, tuple[Callable[[Subject], str], tuple[str, ...]]] = {
-    "environment": (check_environment, ()),
-    "configuration": (check_configuration, ()),
-    "launch script": (check_launch_script, ()),
-    "run directory": (check_run_directory, ("run",)),
-    "clock": (check_clock, ("run",)),
-    "space": (check_space, ("run",)),
-    "memory": (check_memory, ("run",)),
-    "data": (check_data, ("run",)),
-    "statistics": (check_statistics, ("dataset",)),
-    "wind scan": (check_scan, ("dataset",)),
-    "initial weights": (check_weights, ("run",)),
-    "initialisation": (check_initialisation, ("model",)),
-    "resume": (check_resume, ("dataset", "model")),
-    "first loss": (check_first_loss, ("dataset", "model")),
-    "sensitivity": (check_sensitivity, ("dataset", "model")),
-    "step": (check_step, ("dataset", "model")),
-    "checkpoint": (check_checkpoint, ("engine",)),
+    "environment": (job.check_environment, ()),
+    "configuration": (job.check_configuration, ()),
+    "launch script": (job.check_launch_script, ()),
+    "run directory": (job.check_run_directory, ("run",)),
+    "clock": (job.check_clock, ("run",)),
+    "space": (job.check_space, ("run",)),
+    "memory": (job.check_memory, ("run",)),
+    "data": (network.check_data, ("run",)),
+    "statistics": (network.check_statistics, ("dataset",)),
+    "wind scan": (network.check_scan, ("dataset",)),
+    "initial weights": (network.check_weights, ("run",)),
+    "initialisation": (network.check_initialisation, ("model",)),
+    "resume": (network.check_resume, ("dataset", "model")),
+    "first loss": (network.check_first_loss, ("dataset", "model")),
+    "sensitivity": (network.check_sensitivity, ("dataset", "model")),
+    "step": (network.check_step, ("dataset", "model")),
+    "checkpoint": (network.check_checkpoint, ("engine",)),
 }
 
 

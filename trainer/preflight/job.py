@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from data import locks
+from data.process import locks
 from trainer.config_file import load, require_wandb
 from trainer.engine import resolve_deepspeed
 from trainer.preflight import plan

@@ -195,7 +195,8 @@ def check_checkpoint(subject: Subject) -> str:
         try:
             read = loading.load(path)
         except CheckpointError as error:
-            raise Failed(f"what was read is not what was written: {error}", "do not train on this file system") from error
+            told = f"what was read is not what was written: {error}"
+            raise Failed(told, "do not train on this file system") from error
         start.load(subject.engine, start.Start(Progress(), path, read.named))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -211,7 +212,8 @@ def check_resume(subject: Subject) -> str:
     found, progress = start.look_back(subject.asked, present, options.allow_change, same_data)
     if found is not None:
         warning = judged_in(subject.asked.run_dir)
-        return f"continues from {found.path} at step {progress.step} of {subject.asked.steps}" + (warning and f". {warning}")
+        told = f"continues from {found.path} at step {progress.step} of {subject.asked.steps}"
+        return f"{told}. {warning}" if warning else told
     other = start.of_another_directory(subject.asked.run_dir, options.config)
     if other is not None:
         raise Failed(

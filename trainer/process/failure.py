@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from data import Refusal, locks
+from data import Refusal
 from data.command_line import EXIT_REFUSED
+from data.process import locks
 
 log = logging.getLogger("trainer")
 EXIT_FAILED = 1

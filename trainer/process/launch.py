@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data import locks
+from data.process import locks
+from data.process.ranks import LaunchError, World, world
 from trainer.checkpoint.consistency import on_main
-from trainer.process.ranks import LaunchError, World, world
 
 log = logging.getLogger("trainer")
 SEEN_WITHIN_S = 20.0  # a file just written by rank 0, on every host
@@ -38,7 +38,8 @@ def join(timeout_minutes: float) -> Joined:
         LaunchError: as `find_ranks`, or the master's address is unknown.
     """
     mine = world()
-    os.environ.update(RANK=str(mine.rank), LOCAL_RANK=str(mine.local_rank), WORLD_SIZE=str(mine.size))
+    numbers = {"RANK": mine.rank, "LOCAL_RANK": mine.local_rank, "WORLD_SIZE": mine.size}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shards and a socket a peer are more than the usual 1024
     _find_master(mine.launcher)
@@ -49,7 +50,8 @@ def join(timeout_minutes: float) -> Joined:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", mine.size))))
+            sharing = int(os.environ.get("LOCAL_WORLD_SIZE", mine.size))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // sharing))
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -147,15 +149,16 @@ def require_alike(settings: dict[str, Any], world: Joined) -> None:
     everyone: list[Any] = [settings]
     dist.broadcast_object_list(everyone, src=0)
     first = everyone[0]
-    differing = [key for key in sorted(settings.keys() | first.keys()) if settings.get(key) != first.get(key)]
+    keys = sorted(settings.keys() | first.keys())
+    differing = [key for key in keys if settings.get(key) != first.get(key)]
     mine = [f"{key}: {settings.get(key)}, not {first.get(key)}" for key in differing[:1]]
     everyone = [[] for _ in range(world.size)]
     dist.all_gather_object(everyone, mine)
     odd = {rank: told[0] for rank, told in enumerate(everyone) if told}
     if odd:
         raise LaunchError(
-            f"rank(s) {list(odd)} have another {next(iter(odd.values()))[:400]}: every host must have "
-            "the same configuration, DeepSpeed settings, packages and kind of GPU."
+            f"rank(s) {list(odd)} have another {next(iter(odd.values()))[:400]}: every host must "
+            "have the same configuration, DeepSpeed settings, packages and kind of GPU."
         )
 
 
@@ -228,14 +231,14 @@ def _find_master(launcher: str) -> None:
 
 
 def _require_master() -> None:
-    """A name that nobody can look up would be asked for until the rendezvous gives up, ten minutes later."""
+    """Refuse a name that nobody can look up: the rendezvous would ask for it ten minutes long."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         socket.getaddrinfo(address, int(port))
     except (OSError, ValueError, OverflowError) as error:
         raise LaunchError(
-            f"MASTER_ADDR={address}, MASTER_PORT={port} is no address on {socket.gethostname()} ({error}): export the name of "
-            "rank 0's host as the others know it, and a free port."
+            f"MASTER_ADDR={address}, MASTER_PORT={port} is no address on {socket.gethostname()} "
+            f"({error}): export the name of rank 0's host as the others know it, and a free port."
         ) from error
 
 

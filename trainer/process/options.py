@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limit = "save and exit with code 75 after this long (under SLURM also before the job's end)"
     add("--time-limit", type=_minutes, metavar="MINUTES", help=limit)
     add("--world-size", type=int, metavar="N", help="refuse to start with another number of ranks")
-    stopped = "create this after a stop at the time limit or by SIGUSR1, and exit with 0 after any stop"
+    stopped = "create this after a stop by time limit or SIGUSR1; exit with 0 after any stop"
     add("--stopped-file", type=Path, metavar="FILE", help=stopped)
     add("--local_rank", type=int, help="given by the deepspeed launcher; the environment is used instead")
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from data import Refusal
 from data.command_line import open_streams
+from data.process.ranks import require_size, world
 from trainer.config import Run
 from trainer.config_file import load, require_wandb
 from trainer.process.failure import Failing, quieten
-from trainer.process.ranks import require_size, world
 from trainer.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trainer.process.stop import StopVote
 
 EXIT_STOPPED = 75  # stopped on request after saving; start again to continue
-# Deadlines are the watchdog's, which names the silent ranks and knows when the whole job was suspended.
+# Deadlines are the watchdog's, which names the silent ranks and knows when a job was suspended.
 COLLECTIVES_MINUTES = 7 * 24 * 60.0
 
 
@@ -47,8 +47,9 @@ def run_rank(options: argparse.Namespace, train: Train) -> int:
     """Meet the other ranks, `train`, part.
 
     Returns:
-        0 when the run is finished, EXIT_STOPPED when it was stopped on request (0 there, too, where another code would make
-        whoever started it start it again). What is refused or fails ends the process inside (process/failure.py).
+        0 when the run is finished, EXIT_STOPPED when it was stopped on request (0 there, too, where
+        another code would make whoever started it start it again). What is refused or fails ends the
+        process inside (process/failure.py).
     """
     open_streams()
     rank = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdecimal() else 0
@@ -73,7 +74,7 @@ def run_rank(options: argparse.Namespace, train: Train) -> int:
             launch.leave()
     except Refusal as error:
         failing.refuse(error)
-    # To a scheduler that watches the file, and to an agent that starts again what fails, stopping is no failure.
+    # To who watches the file, and to an agent that restarts what fails, stopping is no failure.
     restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     return 0 if finished or options.stopped_file or restarted else EXIT_STOPPED
 
@@ -95,11 +96,12 @@ def prepare(options: argparse.Namespace, size: int) -> Run:
 
 
 def _settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """What must be the same on every rank; only where a node keeps its copy of the store is its own affair."""
+    """What must be the same on every rank; where a node has its copy of the store is its own."""
     tree = run.model_dump(mode="json")
     tree["data"].pop("cache_dir")
-    texts = {"allow-change": options.allow_change, "DeepSpeed configuration": options.deepspeed_config.read_text()}
-    return tree | texts | {name: version(name) for name in ("torch", "deepspeed", "topoflow-trainer")}
+    tree["allow-change"] = options.allow_change
+    tree["DeepSpeed configuration"] = options.deepspeed_config.read_text()
+    return tree | {name: version(name) for name in ("torch", "deepspeed", "topoflow-trainer")}
 
 
 def work(run: Run, options: argparse.Namespace, world: Joined, watchdog: Watchdog, train: Train) -> bool:

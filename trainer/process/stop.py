@@ -106,15 +106,17 @@ class StopVote:
                 first = time.monotonic()
                 self.reason = signal.Signals(number).name
             elif time.monotonic() - first > TWICE_S:
+                told = f"{signal.Signals(number).name} again: ending at once, without saving"
                 with suppress(OSError, ValueError):  # a terminal that has gone
-                    print(f"{signal.Signals(number).name} again: ending at once, without saving", file=sys.stderr, flush=True)
+                    print(told, file=sys.stderr, flush=True)
                 os._exit(128 + number)
 
 
 def end_time(limit_minutes: float | None, environ: Mapping[str, str], reserve_s: float = 120.0) -> float | None:
     """When to stop, in seconds since the epoch: the limit given, or the scheduler's end less time to save.
 
-    An end that is no time, or has passed, is that of another job, in whose shell this one was started: it is named, not obeyed.
+    An end that is no time, or has passed, is that of another job, in whose shell this one was
+    started: it is named, not obeyed.
     """
     ends = [] if limit_minutes is None else [time.time() + 60.0 * limit_minutes]
     stated = environ.get("SLURM_JOB_END_TIME")
@@ -126,7 +128,6 @@ def end_time(limit_minutes: float | None, environ: Mapping[str, str], reserve_s:
         if end > time.time():
             ends.append(end - reserve_s)
         else:
-            log.info(
-                "WARNING: SLURM_JOB_END_TIME=%s is no time to come, and is not obeyed: unset it, or use --time-limit", stated
-            )
+            told = "is no time to come, and is not obeyed: unset it, or use --time-limit"
+            log.info("WARNING: SLURM_JOB_END_TIME=%s %s", stated, told)
     return min(ends, default=None)

@@ -21,8 +21,8 @@ from trainer.config import Watch
 EXIT_HUNG = 70
 GATHER_S = 4.0  # from the first report to the verdict: others look for it once a second
 TICK_S = 1.0
-SUSPENDED_S = 5.0  # a tick that is so late: the whole process stood still, as when a scheduler suspends a job
-BACKSTOP_S = 30.0  # after a deadline, stacks are shown also where no thread can enter the interpreter
+SUSPENDED_S = 5.0  # a tick that is so late: the process stood still, as a suspended job does
+BACKSTOP_S = 30.0  # after a deadline, stacks are shown, also where no thread enters the interpreter
 
 
 class Watchdog:

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-BASELINES = {"persistence": "skill", "climatology": "climatology_skill", "mix": "mix_skill", "against": "against_skill"}
+BASELINES = {"persistence": "skill"}
+BASELINES |= {name: f"{name}_skill" for name in ("climatology", "mix", "against")}
 
 
 def page(
@@ -35,9 +36,12 @@ def page(
         better = sum((s[f"{kind}_low"] or 0) > 0 for s in known)
         worse = sum((s[f"{kind}_high"] or 0) < 0 for s in known)
         mean = sum(s[kind] for s in known) / len(known)
-        cards.append({"baseline": baseline, "mean": mean, "better": better, "worse": worse, "count": len(known)})
-    images = [(title, base64.b64encode(path.read_bytes()).decode(), caption) for title, path, caption in pictures]
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+        counts = {"better": better, "worse": worse, "count": len(known)}
+        cards.append({"baseline": baseline, "mean": mean, **counts})
+    encoded = [base64.b64encode(path.read_bytes()).decode() for _, path, _ in pictures]
+    images = [(title, data, said) for (title, _, said), data in zip(pictures, encoded, strict=True)]
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return templates.get_template("page.html").render(
         name=name, e=evaluation, skills=skills, cards=cards, config=config, pictures=images, training=training
     )

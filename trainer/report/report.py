@@ -19,11 +19,7 @@ from trainer.scores.strength import judged_in
 LINES = {
     "skill": (scores.plot_skill, "Skill", "Against each baseline, by lead time; bars are 95 % intervals."),
     "rmse": (scores.plot_errors, "RMSE", "Beside that of the baselines, by lead time."),
-    "spectra": (
-        scores.plot_spectra,
-        "Scales",
-        "Variance of forecasts over that of the truth: below 1, smoothed away.",
-    ),
+    "spectra": (scores.plot_spectra, "Scales", "Variance over that of the truth: below 1, smoothed away."),
     "diurnal": (scores.plot_diurnal, "Hours of the day", "Bias by local hour of the valid time."),
 }
 OF_DAYS = {

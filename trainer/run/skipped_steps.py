@@ -100,5 +100,6 @@ def _roll_back(learner: Learner) -> bool:
     remembered.bad_steps, remembered.changes = now.bad_steps, now.changes
     course.progress = remembered
     learner.go_back()
-    log.info("WARNING: rolled back to %s, stepping over samples %d to %d of the stream", begun.checkpoint, *bad)
+    told = "WARNING: rolled back to %s, stepping over samples %d to %d of the stream"
+    log.info(told, begun.checkpoint, *bad)
     return True

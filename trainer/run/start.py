@@ -64,8 +64,8 @@ def begin(dataset: Dataset, network: TopoFlow, present: Memory, allow_change: li
     Rank 0 alone looks into the run directory: another rank may see it late, or not at all.
 
     Raises:
-        CheckpointError: on every rank, if checkpoints cannot be read or none is whole, the run would not be the same run, or
-            foreign weights do not load completely.
+        CheckpointError: on every rank, if checkpoints cannot be read or none is whole, the run would
+            not be the same run, or foreign weights do not load completely.
     """
     run = dataset.run
     begun = Start(Progress())
@@ -84,7 +84,7 @@ def begin(dataset: Dataset, network: TopoFlow, present: Memory, allow_change: li
             name, starts = found.manifest.run or this.id, [*found.manifest.starts, this]
             _put_others_aside(run.run_dir, found)
         same_run.remember(run.run_dir, name, None if found is None else progress.step)
-        (run.run_dir / "checkpoints").mkdir(exist_ok=True)  # so that every host sees it by the first save
+        (run.run_dir / "checkpoints").mkdir(exist_ok=True)  # every host sees it by the first save
         return progress, None if found is None else found.path, name, starts
 
     begun.progress, begun.checkpoint, present.run, present.starts = consistency.on_main(read)
@@ -104,13 +104,16 @@ def load(engine: Any, start: Start) -> None:
 
 
 def look_back(
-    run: Run, present: Memory, allow_change: list[str], same_data: Callable[[str], bool] = lambda _: False
+    run: Run,
+    present: Memory,
+    allow_change: list[str],
+    same_data: Callable[[str], bool] = lambda _: False,
 ) -> tuple[Loaded | None, Progress]:
-    """The newest whole checkpoint of the run directory, if there is one, and how far it is; warns of what cannot act.
+    """Newest whole checkpoint of the run, if there is one, and its progress; warns of what cannot act.
 
     Raises:
-        CheckpointError: the run directory has a history and no checkpoint that can be used, the run would not be the same
-            run, or `init_from` does not exist.
+        CheckpointError: the run directory has a history and no checkpoint that can be used, the run
+            would not be the same run, or `init_from` does not exist.
     """
     if run.init_from is not None and not run.init_from.path.exists():
         raise CheckpointError(f"init_from: no weights at {run.init_from.path}.")
@@ -122,27 +125,28 @@ def look_back(
         raise CheckpointError(f"{run.run_dir} holds checkpoints and resume is 'never': choose another run_dir.")
     remembered = found.manifest.model_copy()
     before = validate(remembered.config, str(found.path / "manifest.json"))
-    remembered.config = before.model_dump(mode="json")  # with what keys that came later mean where they are not written
+    remembered.config = before.model_dump(mode="json")  # with the defaults of keys that came later
     changes = same_run.compare(found.path, remembered, present, allow_change, same_data)
     progress = replace(remembered.progress)
     _warn_of_ignored(run, before, found.path)
     rates = [engines.learning_rate(r.optimizer.lr, progress.step, r.steps, r.schedule) for r in (before, run)]
     if rates[0] != rates[1]:
-        log.info(
-            "WARNING: the learning rate continues at %.3g, not %.3g: the schedule's length or form has changed", *rates[::-1]
-        )
+        told = "WARNING: the learning rate continues at %.3g, not %.3g: its schedule has changed"
+        log.info(told, *rates[::-1])
         changes.append({"name": "learning rate at resume", "before": rates[0], "after": rates[1]})
     progress.changes = [*progress.changes, *({"step": progress.step, **change} for change in changes)]
     return found, progress
 
 
 def _put_others_aside(run_dir: Path, found: Loaded) -> None:
-    """What the run does not continue from, nor has grown out of, gets another name: it is neither lost nor in the way."""
-    step = found.manifest.step
+    """What the run neither continues from nor has grown out of gets another name, and is kept."""
     for other in store.look(run_dir):
-        grown = other.step <= step if other.manifest is None else store.descends(found.manifest, other.manifest)
+        grown = other.step <= found.manifest.step
+        if other.manifest is not None:
+            grown = store.descends(found.manifest, other.manifest)
         if other.path != found.path and not grown:
-            log.error("WARNING: %s is not continued, and is called %s now", other.path, store.put_aside(other.path).name)
+            aside = store.put_aside(other.path)
+            log.error("WARNING: %s is not continued, and is called %s now", other.path, aside.name)
 
 
 def of_another_directory(run_dir: Path, config: Path) -> Path | None:
@@ -161,12 +165,8 @@ def _warn_of_ignored(run: Run, before: Run, found: Path) -> None:
         now = getattr(run, key)
         if now is not None and now != getattr(before, key):
             said = ", ".join(f"{k}={v}" for k, v in now.model_dump(mode="json").items() if v)
-            log.info(
-                "WARNING: %s (%s) is ignored: the run continues from %s. For another start choose another run_dir",
-                key,
-                said,
-                found,
-            )
+            told = "%s is ignored: the run continues from %s. For another start choose another run_dir"
+            log.info("WARNING: " + told, f"{key} ({said})", found)
 
 
 def _own_weights(network: TopoFlow) -> dict[str, torch.Tensor]:
@@ -180,7 +180,8 @@ def _foreign_weights(network: TopoFlow, run: Run) -> dict[str, torch.Tensor] | N
     source = run.init_from
     weights = wanted(source)
     tensors, report = fit(weights, network, run, source)
-    (run.run_dir / IMPORT).write_text(json.dumps(report.to_json() | {"made_from": weights.made_from}, indent=1))
+    told = report.to_json() | {"made_from": weights.made_from}
+    (run.run_dir / IMPORT).write_text(json.dumps(told, indent=1))
     report.show(sys.stderr)
     report.refuse_unless_complete()
     return _own_weights(network) | tensors

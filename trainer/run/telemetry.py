@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from data.command_line import clock
-from data.written import write_text
+from data.process.written import write_text
 from trainer.checkpoint.consistency import on_main
 from trainer.config import Run
 from trainer.run.course import Course

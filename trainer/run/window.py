@@ -82,8 +82,10 @@ class Window:
         names = self.dataset.normalizer.targets
         weighted, valid, missing = (mean / dist.get_world_size()).split([len(names), len(names), 1])
         known = valid > 0  # over valid cells of targets that have any, as validation counts
-        losses = {name: float(x) for name, x, there in zip(names, weighted / valid, known, strict=True) if there}
-        metrics = {"loss": sum(losses.values()) / max(1, len(losses))} | {f"loss_{name}": x for name, x in losses.items()}
+        means = zip(names, weighted / valid, known, strict=True)
+        losses = {name: float(x) for name, x, there in means if there}
+        metrics = {"loss": sum(losses.values()) / max(1, len(losses))}
+        metrics |= {f"loss_{name}": x for name, x in losses.items()}
         metrics |= {"lr": self.lr, "grad_norm": gradient_norm(engine), "missing_inputs": float(missing)}
         seconds = time.perf_counter() - self.started - self.paused
         steps = len(self.kept) / engine.gradient_accumulation_steps()

@@ -20,7 +20,7 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def other_identity(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """In which fingerprints two such statements differ; the same data with later hours appended are no difference."""
+    """In which fingerprints two statements differ; later hours of the same data are no difference."""
     ours, theirs = a["fingerprints"], b["fingerprints"]
     differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     continued = ours.get("data") in b.get("lineage", ()) or theirs.get("data") in a.get("lineage", ())

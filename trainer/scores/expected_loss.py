@@ -57,9 +57,10 @@ def _from_the_weights(dataset: Dataset) -> list[str]:
         if moved > 1e-6 * numbers["std"]:
             differing.append(name)
     findings.append(f"other statistics: {f'{differing} differ. THIS FITS' if differing else 'they are the same'}")
-    cache, now = recorded.fingerprints["wind_scan_orders"], dataset.fingerprints()["wind_scan_orders"]
-    changed = f"orders {cache[:12]} then, {now[:12]} now. THIS FITS"
-    findings.append(f"another wind-scan cache: {changed if cache != now else 'the orders are the same'}")
+    orders = [each["wind_scan_orders"] for each in (recorded.fingerprints, dataset.fingerprints())]
+    changed = f"orders {orders[0][:12]} then, {orders[1][:12]} now. THIS FITS"
+    same = "the orders are the same"
+    findings.append(f"another wind-scan cache: {same if orders[0] == orders[1] else changed}")
     return findings
 
 

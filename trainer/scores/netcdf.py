@@ -22,9 +22,7 @@ def to_dataset(forecaster: Forecaster, hour: int, lead_hours: list[int], fields:
         variable = store.contents.variable(name)
         about = {"units": variable.units, "standard_name": variable.standard_name}
         variables[name] = (("lead_time", "lat", "lon"), fields[:, channel].cpu().numpy(), about)
-    attributes = {
-        "Conventions": "CF-1.11",
-        "source": f"{forecaster.checkpoint}, step {forecaster.manifest.step}, weights {forecaster.which}",
-    }
+    which = f"step {forecaster.manifest.step}, weights {forecaster.which}"
+    attributes = {"Conventions": "CF-1.11", "source": f"{forecaster.checkpoint}, {which}"}
     attributes |= {f"{name}_fingerprint": value for name, value in forecaster.dataset.fingerprints().items()}
     return xr.Dataset(variables, coordinates, attributes)

@@ -12,8 +12,8 @@ import numpy as np
 import zarr
 
 from data import DataError
+from data.process.ranks import world
 from trainer.forecaster import Forecaster, forecast, given_weather, unreadable
-from trainer.process.ranks import world
 
 HOURS_SINCE = {"units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
 WAIT_S = 300.0  # for the first rank to make the file
@@ -116,7 +116,8 @@ def _require_same(forecaster: Forecaster, starts: np.ndarray, root: zarr.Group, 
     own["prediction_timedelta"] = forecaster.run.data.lead_hours
     there = {name: root.attrs.get(name) for name in _identity(forecaster)}
     there |= {name: np.asarray(root[name]).tolist() for name in ("time", "prediction_timedelta") if name in root}
-    if forecaster.dataset.store.continues(str(there.get("data_fingerprint"))):  # later hours change none of these
+    # Hours that were appended later change none of these forecasts.
+    if forecaster.dataset.store.continues(str(there.get("data_fingerprint"))):
         there["data_fingerprint"] = own["data_fingerprint"]
     differing = [name for name, value in own.items() if there.get(name) != value]
     if differing:

@@ -20,11 +20,11 @@ from data.channels.climatology import Climatology
 from data.given import stations
 from data.given.forecasts import Against
 from data.given.regions import regions_of
+from data.process.ranks import world
 from data.samples import SampleIndex
 from trainer.baselines.blend import SAMPLES, best_weights
 from trainer.dataset import Dataset, open_climatology
 from trainer.forecaster import Forecaster, given_weather
-from trainer.process.ranks import world
 from trainer.scores.comparison import identity_of
 from trainer.verification import pieces
 from trainer.verification.standards import FILE

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from data import DataError
-from data.written import being_written
-from trainer.process.ranks import world
+from data.process.ranks import world
+from data.process.written import being_written
 
 SMALLEST, MOST = 128, 64  # samples of a piece, pieces
 WAIT_S = 1800.0  # without a new piece of another rank

@@ -183,7 +183,8 @@ def tally(
     for raw in batches:
         batch, _, arguments = dataset.prepare(raw)
         times = dataset.store.times[batch.hours]
-        computed = finite(model(*arguments).float(), f"a forecast from {times.min()} to {times.max()}")
+        what = f"a forecast from {times.min()} to {times.max()}"
+        computed = finite(model(*arguments).float(), what)
         forecast = dataset.normalizer.physical(computed)
         places = numbers[np.arange(batch.position, batch.position + len(batch.hours)) % len(numbers)]
         sums.add(batch, forecast, places)

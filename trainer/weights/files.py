@@ -58,7 +58,8 @@ def read_file(path: Path) -> Sets:
         if _is_safetensors(first):
             return sets_in({"": load_file(path)})
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: it is a damaged safetensors file ({error}).") from error
+        why = f"it is a damaged safetensors file ({error})"
+        raise CheckpointError(f"{path} cannot be read: {why}.") from error
     except OSError as error:
         raise unreadable(path, error) from error
     if first[:4] != b"PK\x03\x04" and first[:1] != b"\x80":

@@ -126,7 +126,7 @@ def _recorded(weights: Weights, count: int) -> Meaning:
 def _channels(
     weights: Weights, source: InitFrom, count: int, wanted: list[str], known: list[str] | None
 ) -> tuple[list[str] | None, str]:
-    """Names of the channels of the weights, in their order; or None, and what is unclear of them."""
+    """Names of the channels of the weights, in their order; or None, and what is unclear."""
     published = list(MODEL_INPUTS)
     named = {"published": published, "configured": wanted, "None": None}
     stated = named.get(str(source.channels), source.channels)
@@ -171,7 +171,7 @@ def _by_channel(state: dict[str, Tensor], own: dict[str, Tensor], before: list[s
 
 
 def _place_shares(state: dict[str, Tensor], now: Meaning, before: Meaning) -> str:
-    """Bring the share of the analysis' anomaly that is kept to its place, by name; why it cannot."""
+    """Bring the share of the analysis' anomaly to its place, by name; or say why that fails."""
     for dim, key in enumerate((TARGETS, LEADS)):
         known = list(before.get(key) or now[key])
         if SHARES not in state or known == now[key]:

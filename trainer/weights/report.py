@@ -49,9 +49,17 @@ class ImportReport:
         return self.parameters(self.loaded) / needed if needed else 0.0
 
     @property
+    def wrong(self) -> list[str]:
+        """What keeps the import from being complete, a line each."""
+        lines = [f"{key}: {how}" for key, how in self.changed.items()]
+        lines += [f"{name} {why}" for name, why in self.unfit.items()]
+        lines += [f"missing {name}" for name in self.missing]
+        lines += [f"misshapen {name}: {shapes}" for name, shapes in self.misshapen.items()]
+        return lines + [f"unexpected {name}" for name in sorted(self.unexpected)]
+
+    @property
     def complete(self) -> bool:
-        wrong = self.missing or self.unexpected or self.misshapen or self.unfit or self.changed
-        return not wrong and self.share >= GATE
+        return not self.wrong and self.share >= GATE
 
     @property
     def same_function(self) -> bool:
@@ -89,16 +97,12 @@ class ImportReport:
             others = ", ".join(map(repr, self.also))
             console.print(f"  weights taken: {self.taken!r}; not taken: {others}")
         listed: dict[str, Iterable[str]] = {
-            "missing": self.missing,
+            "wrong": self.wrong,
             "channel that starts fresh": self.fresh,
             "channel that is left out": self.left_out,
-            "unexpected": sorted(self.unexpected),
             "ignored": self.ignored,
             "note": self.notes,
             "accepted": self.accepted,
-            "made otherwise": [f"{key}: {how}" for key, how in self.changed.items()],
-            "not weights": [f"{name} {why}" for name, why in self.unfit.items()],
-            "misshapen": [f"{name}: {shapes}" for name, shapes in self.misshapen.items()],
             "[dim]remapped": [f"{old} -> {new}" for old, new in self.remapped.items()],
         }
         for label, lines in listed.items():
@@ -109,14 +113,10 @@ class ImportReport:
         """Raises CheckpointError naming what keeps the import from being complete."""
         if self.complete:
             return
-        wrong = [f"{name} {why}" for name, why in self.unfit.items()]
-        wrong += [f"missing {name}" for name in self.missing]
-        wrong += [f"misshapen {name}: {shapes}" for name, shapes in self.misshapen.items()]
-        wrong += [f"unexpected {name}" for name in self.unexpected]
+        wrong = self.wrong
         told = f"{self.source} loads {100 * self.share:.4f} % of the parameters, all are needed"
-        if not wrong:
+        if len(wrong) == len(self.changed):
             told = f"{self.source} has weights of every shape needed, made for something else"
-        wrong = [f"{key}: {how}" for key, how in self.changed.items()] + wrong
         listed = "\n".join(f"  {line}" for line in wrong[:12])
         more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         advice = f" ({', '.join(self.advice)})" if self.advice else ""
@@ -163,7 +163,8 @@ def match(
                 continue
             tensors[name] = state[name].detach().float()
             report.loaded.append(name)
-    report.unexpected = {name: tensor.numel() for name, tensor in state.items() if name not in expected}
+    unexpected = state.keys() - expected.keys()
+    report.unexpected = {name: state[name].numel() for name in unexpected}
     return tensors, report
 
 

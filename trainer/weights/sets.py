@@ -1,4 +1,4 @@
-"""The sets of weights in one file: a network's, the running mean of it, somebody's second network."""
+"""The sets of weights in one file: a network's, its running mean, somebody's second network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.weights.hyperparameters import told_by
 STATE_KEYS = ["", "state_dict", "model_state_dict", "model", "module", "net", "network", "weights"]
 STATE_KEYS += ["params"]
 MEANS = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in names of running means
-UNAVERAGED = ("current_model_state", "online_model")  # beside a mean that is called like any weights
+UNAVERAGED = ("current_model_state", "online_model")  # beside a mean without a name of its own
 FEWEST = 10  # tensors of a set that lies beside another one
 Named = dict[str, Tensor | Described]
 
@@ -61,7 +61,9 @@ def sets_in(content: Any) -> Sets:
     _search(content, "", found)
     least = min(FEWEST, max(map(len, found.values()), default=0))
     whole = {where: tensors for where, tensors in found.items() if len(tensors) >= least}
-    split = {name: x for where, tensors in whole.items() for name, x in _twins(where, tensors).items()}
+    split: dict[str, Named] = {}
+    for where, tensors in whole.items():
+        split |= _twins(where, tensors)
     usual_first = sorted(split, key=lambda name: (_place(name), -len(split[name])))
     tree = content if isinstance(content, dict) else {}
     record = parse(tree[KEY], "the file") if isinstance(tree.get(KEY), str) else None
@@ -71,7 +73,8 @@ def sets_in(content: Any) -> Sets:
 def _search(tree: Any, where: str, found: dict[str, Named], depth: int = 0) -> None:
     if not isinstance(tree, dict) or where.startswith("optimizer"):
         return
-    tensors = {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor | Described)}
+    named = {key: value for key, value in tree.items() if isinstance(key, str)}
+    tensors = {key: x for key, x in named.items() if isinstance(x, Tensor | Described)}
     if tensors:
         found[where] = tensors
     for key, value in tree.items() if depth < 3 else ():

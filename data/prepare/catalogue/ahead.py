@@ -19,7 +19,7 @@ from rich.progress import track
 
 from data.prepare.catalogue.headers import Header, read_header
 from data.prepare.inputs import identity
-from data.written import write_text
+from data.process.written import write_text
 
 MANY = 100  # files, from which on it is worth it
 PIECE = 48  # files whose headers are kept together: two days of one file an hour

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import DataError, locks
+from data import DataError
 from data.prepare.inputs.given import on_disk
-from data.written import write_text
+from data.process import locks
+from data.process.written import write_text
 
 RECORD = "sources.json"  # in a finished store
 SMALL = 16 << 20  # bytes; sooner hashed twice than locked

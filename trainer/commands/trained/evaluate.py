@@ -30,14 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, help="spread evenly over the split (default: all, which daily values need)")
     add("--regions", type=Path, metavar="FILE", help="GeoJSON of polygons with a 'name' (default: plains, slopes and plateau)")
     add("--against", type=Path, metavar="FORECASTS", help="forecasts of another system, CF zarr or NetCDF, to score beside it")
-    add(
-        "--stations",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="CSV",
-        help="observations: CNEMC, OpenAQ or a long table; folders",
-    )
+    about = "observations: CNEMC, OpenAQ or a long table; folders"
+    add("--stations", type=Path, nargs="+", default=[], metavar="CSV", help=about)
     add("--station-list", type=Path, metavar="CSV", help="codes, latitudes and longitudes of the stations")
     add("--future-from", type=Path, metavar="STORE", help="forecast weather, where the run is given that of the valid time")
     add("--out", type=Path, metavar="DIR", help="where to write (default: the run directory)")
@@ -77,7 +71,8 @@ def show(result: dict[str, Any]) -> None:
 
     from data.command_line import console
 
-    what = f"{result['split']} split, {result['samples']} samples, step {result['step']}, weights {result['weights']}"
+    which = f"step {result['step']}, weights {result['weights']}"
+    what = f"{result['split']} split, {result['samples']} samples, {which}"
     title = f"{what}; ug m-3; weather {result['weather']}"
     columns = ("pollutant", "lead", "RMSE", "bias", "NMB %", "R")
     compared = ["persistence", "skill", "95 %", "climatology", "skill", "95 %", "mix", "skill"]

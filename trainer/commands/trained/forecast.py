@@ -52,7 +52,7 @@ def many(forecaster: Forecaster, options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from trainer.process.ranks import world
+    from data.process.ranks import world
     from trainer.scores.series import starts_of, write_series
 
     starts = starts_of(forecaster, options.first, options.last, options.every)

@@ -13,6 +13,8 @@ from functools import cache
 
 from data import Refusal
 
+LAUNCHED_BY_MPI = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
+
 
 class LaunchError(Refusal):
     """The launcher's variables are incomplete or contradict one another, or the run directory is not this job's."""
@@ -32,7 +34,7 @@ class World:
         return self.rank == 0
 
     def gpu(self, visible: int) -> int:
-        """Index of this rank's GPU among the visible ones: its own, or the only one where each task is shown one.
+        """Index of this rank's GPU among the visible ones; 0 where each task is shown its own alone.
 
         Raises:
             LaunchError: a host has more ranks than visible GPUs, so that two would share one.
@@ -82,16 +84,21 @@ def find_ranks(environ: Mapping[str, str]) -> World:
                 f"WORLD_SIZE=1 inside a SLURM step of {slurm_tasks} tasks: they would be {slurm_tasks} separate "
                 'trainings. With the deepspeed launcher add --launcher_args "--mpi=pmi2".'
             )
-        return World(rank, local, size, "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed")
+        elastic = "TORCHELASTIC_RUN_ID" in environ
+        return World(rank, local, size, "torchrun" if elastic else "deepspeed")
     if slurm_tasks > 1:
         if "SLURM_LOCALID" not in environ:
             raise LaunchError(
                 "SLURM gives SLURM_PROCID but not SLURM_LOCALID, so a rank cannot know its GPU: start it with srun."
             )
-        return World(int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"]), slurm_tasks, "srun")
-    if "PMI_SIZE" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
-        return _of_mpi()
-    return World(0, 0, 1, "single process")
+        rank, local = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
+        return World(rank, local, slurm_tasks, "srun")
+    return _of_mpi() if by_mpi(environ) else World(0, 0, 1, "single process")
+
+
+def by_mpi(environ: Mapping[str, str]) -> bool:
+    """Whether a process belongs to an MPI job, which importing mpi4py joins; no other may do that."""
+    return any(name in environ for name in LAUNCHED_BY_MPI)
 
 
 @cache

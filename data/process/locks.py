@@ -1,10 +1,11 @@
 """One writer, on any file system: a lock is a file that names its owner, kept alive by a heartbeat.
 
-Locks of the system (flock) are absent on some parallel file systems, seen by one node only on others, and survive a dead
-node on NFS. This one needs nothing but that a file can be created once (O_EXCL). An owner on this host is alive while its
-process is. One elsewhere is alive while its file changes, as seen on the monotonic clock of whoever looks: clocks of two
-hosts are never compared. What is dead is taken over. An owner whose file has gone, or is another's, ends at once, so that
-two never write. A lock belongs to the directory that it was made in: in a copy of it, it holds nothing.
+Locks of the system (flock) are absent on some parallel file systems, seen by one node only on
+others, and survive a dead node on NFS. This one needs nothing but that a file can be created once
+(O_EXCL). An owner on this host is alive while its process is. One elsewhere is alive while its file
+changes, as seen on the monotonic clock of whoever looks: clocks of two hosts are never compared.
+What is dead is taken over. An owner whose file has gone, or is another's, ends at once, so that two
+never write. A lock belongs to the directory that it was made in: in a copy, it holds nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def hold(path: Path, patience_s: float = 2 * STALE_S, vital: bool = True) -> Hel
             if alive is None and time.monotonic() < deadline:
                 if content is not None and not told:
                     told = True
-                    log.info("waiting up to %.0f s for %s, which may be dead, to let go of %s", STALE_S, _who(content), path)
+                    waiting = "waiting up to %.0f s for %s, which may be dead, to let go of %s"
+                    log.info(waiting, STALE_S, _who(content), path)
                 time.sleep(0.1 if content is None else min(1.0, STALE_S / 10))
             elif alive is False and content is not None:
                 _take_away(path, content)
@@ -84,7 +86,7 @@ def hold(path: Path, patience_s: float = 2 * STALE_S, vital: bool = True) -> Hel
 def holder(path: Path) -> str | None:
     """Who holds `path`, unless it is known to be dead; only looks, and needs no right to write.
 
-    An owner on another host is known to be dead once this process has seen its file unchanged for STALE_S.
+    An owner on another host is known to be dead once its file was seen unchanged for STALE_S.
     """
     content = _text(path)
     return None if content is None or _is_alive(path, content) is False else _who(content)
@@ -141,8 +143,9 @@ class Held:
         if not self._vital or self._is_mine() or self._closed.is_set():
             return
         told = (
-            f"{self.path} is no longer that of {self.owner}: its directory was moved or removed, or another process took "
-            "over while this one stood still. Ending at once, so that two never write."
+            f"{self.path} is no longer that of {self.owner}: its directory was moved or removed, or "
+            "another process took over while this one stood still. Ending at once, so that two never "
+            "write."
         )
         try:
             print(told, file=sys.stderr, flush=True)
@@ -165,7 +168,7 @@ class Held:
 
 
 def _take_away(path: Path, content: str) -> None:
-    """Remove exactly the file that was judged dead; of several who try, one at a time, so that none removes a new owner's."""
+    """Remove exactly the file that was judged dead; one process at a time, or a new owner's goes."""
     guard = path.with_name(path.name + ".takeover")
     try:
         os.close(os.open(guard, CREATE_ONCE, 0o644))
@@ -177,7 +180,8 @@ def _take_away(path: Path, content: str) -> None:
     try:
         if _text(path) == content:
             path.unlink()
-            log.info("WARNING: %s was left by %s, which is dead or holds another directory: taken over", path, _who(content))
+            told = "WARNING: %s was left by %s, which is dead or holds another directory: taken over"
+            log.info(told, path, _who(content))
     except FileNotFoundError:
         return
     finally:
@@ -206,7 +210,7 @@ def _is_alive(path: Path, content: str) -> bool | None:
 
 
 def _unchanged(path: Path, content: str) -> tuple[float, bool]:
-    """Seconds for which this process has seen a file look the same, and whether it has just changed."""
+    """Seconds for which this process has seen a file look the same; whether it has just changed."""
     try:
         look = f"{content}{path.stat().st_mtime_ns}"
     except FileNotFoundError:
@@ -241,7 +245,8 @@ def _parse(content: str) -> Owner | None:
 
 
 def _myself(path: Path) -> Owner:
-    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _system(), uuid.uuid4().hex, _place(path))
+    host, process, place = socket.gethostname(), os.getpid(), _place(path)
+    return Owner(host, process, _started(process) or "", _system(), uuid.uuid4().hex, place)
 
 
 def _place(path: Path) -> str:
