@@ -196,6 +196,7 @@ def test_cams_values_agree_with_an_independent_computation(raw: Path, tmp_path: 
     assert size < 1.1 * len(surface["time"]) * 6 * GRID[0] * GRID[1] * 4
 
 
+@pytest.mark.slow
 def test_four_mpi_ranks_give_the_same_bytes(raw: Path, caqra: Path, tmp_path: Path) -> None:
     path = tmp_path / "china.zarr"
     given = both_files(raw, path, caqra.with_suffix(".wind_scan"))
@@ -208,6 +209,7 @@ def test_four_mpi_ranks_give_the_same_bytes(raw: Path, caqra: Path, tmp_path: Pa
     assert "none.nc cannot be read" in failed.stderr
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_started_again_it_gives_the_same_bytes(raw: Path, caqra: Path, tmp_path: Path) -> None:
     path = tmp_path / "china.zarr"
     given = both_files(raw, path, caqra.with_suffix(".wind_scan"))
@@ -372,6 +374,7 @@ def test_other_calendars_keep_the_name_of_their_days(raw: Path, tmp_path: Path) 
     assert open_store(tmp_path / "s.zarr").times[-1] == np.datetime64("2015-03-01T23")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(raw: Path, caqra: Path, tmp_path: Path) -> None:
     path = tmp_path / "china.zarr"
     given = both_files(raw, path, caqra.with_suffix(".wind_scan"))

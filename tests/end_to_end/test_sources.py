@@ -489,7 +489,7 @@ def test_a_shard_of_cams_keeps_its_hours_when_later_ones_are_appended(static: li
     assert open_store(tmp_path / "s.zarr").content == at_once.content
 
 
-@pytest.mark.parametrize("ratios", [False, True])
+@pytest.mark.parametrize("ratios", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_later_hours_of_several_sources_are_appended_as_they_come(
     ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

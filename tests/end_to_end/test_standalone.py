@@ -156,6 +156,7 @@ def test_what_is_kept_beside_it_is_checked(everything: Path, analyses: xr.Datase
     require_equal(load_forecaster(moved).predict(analyses), everything)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(everything: Path, tiny_path: Path, tmp_path: Path) -> None:
     run_dir = trained(tmp_path, tiny_path, "model.predict=change")
     notebook = json.loads((ROOT / "docs/forecasting.ipynb").read_text())

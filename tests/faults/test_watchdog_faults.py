@@ -12,10 +12,10 @@ import pytest
 from tests.launching import arguments, ranks_of, start_ranks, tiny_config
 
 LIMIT_S = 5.0
-PHASES = ["rendezvous", "first_collective", "first_batch", "step", "save"]
+QUICK, SLOW = ["rendezvous", "step"], ["first_collective", "first_batch", "save"]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [*QUICK, *(pytest.param(phase, marks=pytest.mark.slow) for phase in SLOW)])
 def test_f19_a_frozen_rank_is_named_in_every_phase(tiny_path: Path, tiny_scan: object, tmp_path: Path, phase: str) -> None:
     """128 GPUs stood still for six hours after "all processes registered", and nobody watched."""
     config = tiny_config(tmp_path, tiny_path, checkpoint={"every": 3})
