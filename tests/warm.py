@@ -23,7 +23,11 @@ import deepspeed.utils  # noqa: F401
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 import xarray  # noqa: F401
+import zarr  # noqa: F401
+from deepspeed.ops import __compatible_ops__  # noqa: F401 - probing compiles a program
 
+import data.prepare.stages
+import data.store.opening  # noqa: F401
 import trainer.forecaster
 import trainer.preflight.examine
 import trainer.train  # noqa: F401

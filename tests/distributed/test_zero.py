@@ -26,8 +26,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path, tiny_scan:
 
 
 LENGTH = ("steps=26", "schedule.decay_steps=26")
-SLOW = [pytest.param(zero, marks=pytest.mark.slow) for zero in ("0", "2", "3_offload")]
-STAGES = ["1", "3", *SLOW]
+SLOW = [pytest.param(zero, marks=pytest.mark.slow) for zero in ("0", "2", "3", "3_offload")]
+STAGES = ["1", *SLOW]
 
 
 def job(config: Path, zero: str, name: str, *overrides: str) -> dict[str, Any]:
@@ -164,6 +164,7 @@ def test_told_to_stop_it_saves_and_a_second_start_finishes_the_same_run(
     assert losses(run)[:26] == losses(staged("1") / "zero1")
 
 
+@pytest.mark.slow
 def test_bf16_trains(config: Path, single: Path) -> None:
     run = config.parent / "bf16"
     done = train(config, f"run_dir={run}", *LENGTH, "precision=bf16", zero="2")

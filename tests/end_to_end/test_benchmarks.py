@@ -18,6 +18,7 @@ from trainer.model.architecture import Architecture
 from trainer.model.attention import Attention
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_small_network() -> None:
     done = run([sys.executable, "-m", "benchmarks.gpu_step", "--tiny", "--micro", "1", "2"])
     assert done.returncode == 0, done.stderr

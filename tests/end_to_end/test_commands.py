@@ -108,6 +108,7 @@ def test_forecast_is_a_cf_file_on_the_grid_of_the_store(trained: Path, tmp_path:
     assert "must lie inside" in done.stderr
 
 
+@pytest.mark.slow
 def test_plots_are_drawn(trained: Path) -> None:
     text = succeed("trainer", "plot", str(trained), "--lead", "12")
     for name in ("curves.png", "case-12h.png"):

@@ -47,7 +47,7 @@ def assert_same(run_dir: Path, truth: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6 * float(tensor.abs().max()))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "mpirun"])
 def test_launchers_end_in_the_same_weights(config: Path, truth: dict[str, torch.Tensor], launcher: str) -> None:
     run_dir = config.parent / launcher
     given = arguments(config, f"run_dir={run_dir}", *STEPS, "--world-size", "2", zero="1")

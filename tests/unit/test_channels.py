@@ -188,6 +188,7 @@ def test_a_network_of_changes_starts_from_what_is_usual_and_the_anomaly_that_is_
                 network(*given, wrong)
 
 
+@pytest.mark.slow
 def test_everything_on_resumes_bit_for_bit_and_on_other_ranks(tiny: Store, tiny_scan: object, tmp_path: Path) -> None:
     """History, future weather, sun and season, changes, another loss, frozen layers: 6 steps at once; 3 and 3; and the
     last 3 by one rank at another stage."""
