@@ -197,9 +197,7 @@ def test_bf16_imports_keep_the_full_precision_of_the_file(config: Path) -> None:
 def test_incomplete_weights_stop_every_rank_before_training(config: Path) -> None:
     state = {k: v for k, v in TopoFlow(load(config).architecture()).state_dict().items() if k != "norm.weight"}
     torch.save(state, config.parent / "incomplete.pt")
-    done = train(
-        config, f"run_dir={config.parent}/never", f"init_from.path={config.parent}/incomplete.pt", launcher="deepspeed"
-    )
+    done = train(config, f"run_dir={config.parent}/never", f"init_from.path={config.parent}/incomplete.pt")
     assert done.returncode != 0
     assert "missing norm.weight" in done.stderr
     assert "Traceback" not in done.stderr

@@ -48,9 +48,9 @@ def test_f16_a_value_of_the_wrong_type_is_refused_on_the_login_node(config: Path
 
 def test_f22_rank_0_talks_and_others_only_about_their_errors(config: Path, tmp_path: Path) -> None:
     """Noise lines times 128 hid the errors."""
-    done = train(config, "steps=4", "schedule.decay_steps=4", launcher="torchrun")
+    done = train(config, "steps=4", "schedule.decay_steps=4")
     assert done.returncode == 0
-    for said in ("2 rank(s) by torchrun", "step 0: validation loss", "step 4/4  loss", "all-reduce over all ranks"):
+    for said in ("2 rank(s) by deepspeed", "step 0: validation loss", "step 4/4  loss", "all-reduce over all ranks"):
         assert done.stderr.count(said) == 1, said
     failed = train(config, "data.store=/nowhere.zarr", f"run_dir={tmp_path}/failed")
     own = [line for line in failed.stderr.splitlines() if line.startswith(("error:", "[rank"))]

@@ -152,12 +152,11 @@ print(json.dumps([before, sum(path in name for name in opened)]))
 def test_f21_a_rank_opens_few_files_however_long_the_data_and_however_many_ranks(tmp_path: Path) -> None:
     """Start-up at 400 ranks took over an hour: every rank opened every store and read every file."""
     counts = {}
-    for days in (3, 12):
+    for days, world in ((3, 1), (12, 400)):
         synthesize(tmp_path / f"{days}.zarr", Recipe(days=days, rows=16, cols=32, shard_hours=12))
-        for world in (1, 400):
-            command = [sys.executable, "-c", COUNT_OPENS, str(tmp_path / f"{days}.zarr"), str(world)]
-            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
-            counts[days, world] = json.loads(done.stdout)
+        command = [sys.executable, "-c", COUNT_OPENS, str(tmp_path / f"{days}.zarr"), str(world)]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+        counts[days, world] = json.loads(done.stdout)
     assert len({before for before, _ in counts.values()}) == 1
     for before, after in counts.values():
         assert before < 40

@@ -513,7 +513,11 @@ def test_f54_two_ranks_never_share_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    "visible", ["4,5", "GPU-5fb2c1a0-1111-2222-3333-444455556666,GPU-aaaaaaaa-1111-2222-3333-444455556666"]
+    "visible",
+    [
+        pytest.param("4,5", marks=pytest.mark.slow),
+        "GPU-5fb2c1a0-1111-2222-3333-444455556666,GPU-aaaaaaaa-1111-2222-3333-444455556666",
+    ],
 )
 def test_f54_the_launch_script_uses_the_visible_gpus(visible: str, tmp_path: Path) -> None:
     """--num_gpus made ranks take GPUs 0 and 1, somebody else's. A stand-in for the trainer tells what it sees."""
