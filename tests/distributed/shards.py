@@ -6,11 +6,14 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from trainer.config_file import load
 from trainer.model.topoflow import TopoFlow
 from trainer.process import launch
 
+if sys.argv[2] == "1":  # as early Pythons 3.11 pickle an enumeration
+    ZeroStageEnum.__reduce_ex__ = lambda self, _: (getattr, (type(self), self.name))
 joined = launch.join(2.0)
 torch.manual_seed(7)
 network = TopoFlow(load(sys.argv[1]).architecture())

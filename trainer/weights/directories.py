@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from contextlib import redirect_stdout
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.weights.sets import Sets, sets_in
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # Files that hold all weights; the last is DeepSpeed's at stage 0.
 WHOLE = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt")
+OF_ENUMS = "builtins.getattr"  # by which Python 3.11.0 to 3.11.3 pickles the values of enumerations
 # What merging files that are no shards of DeepSpeed can raise.
 BROKEN = (*BAD_VALUES, OSError, EOFError)
 
@@ -91,13 +93,14 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
     _require_one_save(path, shards)
     known = [LossScaler, ZeroStageEnum, fragment_address]
     named = {f"{kind.__module__}.{kind.__qualname__}" for kind in known}
-    foreign = {x for file in files for x in get_unsafe_globals_in_checkpoint(file)} - named
+    asked = {x for file in files for x in get_unsafe_globals_in_checkpoint(file)}
+    foreign = asked - named - {OF_ENUMS}
     before = os.environ.get(FORCE_WEIGHTS_ONLY)
     os.environ[FORCE_WEIGHTS_ONLY] = "1"  # the function would otherwise unpickle anything
     try:
         for name in foreign:
             require_harmless(*name.rsplit(".", 1))
-        allowed = [*known, *((Inert, name) for name in foreign)]
+        allowed = [*known, (_member, OF_ENUMS), *((Inert, name) for name in foreign)]
         with safe_globals(allowed), redirect_stdout(sys.stderr):
             merged = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), path.name)
     except (pickle.UnpicklingError, Harmful) as error:
@@ -115,6 +118,11 @@ def _read_deepspeed(path: Path) -> dict[str, Tensor]:
     for content in shards.values():
         _require_rounded(path, masters, content)
     return masters
+
+
+def _member(kind: Any, name: str) -> Any:
+    """One value of an enumeration; of anything else, nothing is looked up."""
+    return kind[name] if isinstance(kind, type) and issubclass(kind, Enum) else Inert()
 
 
 def _require_one_save(path: Path, shards: dict[str, Any]) -> None:
