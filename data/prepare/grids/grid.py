@@ -25,12 +25,17 @@ class Grid:
 
 
 def same_grid(one: Grid, other: Grid, tolerance: float) -> bool:
-    """Whether all coordinates agree within `tolerance` degrees."""
-    return (
-        one.lat.shape == other.lat.shape
-        and one.lon.shape == other.lon.shape
-        and all(np.allclose(a, b, rtol=0.0, atol=tolerance) for a, b in ((one.lat, other.lat), (one.lon, other.lon)))
+    """Whether all coordinates agree within `tolerance` degrees on the globe, longitudes counted to 180 or to 360."""
+    if one.lat.shape != other.lat.shape or one.lon.shape != other.lon.shape:
+        return False
+    differences = one.lat - other.lat, wrapped(one.lon - other.lon)
+    return all(np.allclose(each, 0.0, rtol=0.0, atol=tolerance) for each in map(_where_known, differences)) and all(
+        np.array_equal(np.isnan(a), np.isnan(b)) for a, b in ((one.lat, other.lat), (one.lon, other.lon))
     )
+
+
+def _where_known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
 
 
 def edges(centres: np.ndarray) -> np.ndarray:
@@ -44,7 +49,7 @@ def spacing(grid: Grid) -> tuple[float, float]:
     lat, lon = grid.lat, grid.lon
     if lat.ndim == 1:
         return float(np.median(abs(np.diff(lat)))), float(np.median(abs(np.diff(lon))))
-    return float(np.median(abs(np.diff(lat, axis=0)))), float(np.median(abs(wrapped(np.diff(lon, axis=1)))))
+    return float(np.nanmedian(abs(np.diff(lat, axis=0)))), float(np.nanmedian(abs(wrapped(np.diff(lon, axis=1)))))
 
 
 def turned(u: np.ndarray, v: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -53,11 +58,13 @@ def turned(u: np.ndarray, v: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.nda
     Raises:
         DataError: the axes are turned by more than 45 degrees somewhere, so that nobody can tell which of them is u's.
     """
-    east = wrapped(np.gradient(np.unwrap(grid.lon, period=360.0, axis=1), axis=1)) * np.cos(np.deg2rad(grid.lat))
+    steps = wrapped(np.diff(grid.lon, axis=1))
+    along = np.concatenate([steps[:, :1], (steps[:, 1:] + steps[:, :-1]) / 2, steps[:, -1:]], axis=1)
+    east = along * np.cos(np.deg2rad(grid.lat))
     north = np.gradient(grid.lat, axis=1)
-    length = np.hypot(east, north) * (-1.0 if np.median(east) < 0 else 1.0)  # columns may be stored from east to west
+    length = np.hypot(east, north) * (-1.0 if np.nanmedian(east) < 0 else 1.0)  # columns may be stored from east to west
     cosine, sine = (east / length).astype("f4"), (north / length).astype("f4")
-    if cosine.min() < np.cos(np.pi / 4):
+    if np.nanmin(cosine) < np.cos(np.pi / 4):
         raise DataError("--winds grid: the grid is turned by more than 45 degrees against east: turn its winds beforehand.")
     return u * cosine - v * sine, u * sine + v * cosine
 

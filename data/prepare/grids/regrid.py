@@ -18,6 +18,7 @@ from data import DataError
 from data.prepare.grids.grid import Grid, edges, wrapped
 
 NEEDED = 0.5  # a target cell with less than this share of valid source is missing
+OVERLAP = 0.01  # share of a cell that rounding and the curvature of edges may cover twice
 NEWTON_STEPS = 12  # bilinear coordinates inside a quadrilateral; 1 suffices for a parallelogram
 
 
@@ -32,6 +33,13 @@ class Regridder:
     def covered(self) -> np.ndarray:
         """(h, w) bool: cells with enough source under them."""
         return np.reshape(self.weights.sum(1) >= NEEDED, self.shape)
+
+    @cached_property
+    def used(self) -> np.ndarray:
+        """(source cells,) bool: those that reach the target."""
+        touched = np.zeros(self.weights.shape[1], bool)
+        touched[self.weights.indices[self.weights.data != 0]] = True
+        return touched
 
     @cached_property
     def _whole(self) -> np.ndarray:
@@ -69,9 +77,13 @@ def build(source: Grid, target: Grid, method: str) -> Regridder:
     if source.lat.ndim == 1:
         weights = _regular(source, target, method, middle)
     else:
-        lon = middle + wrapped(source.lon - middle)
-        weights = (_curvilinear_bilinear if method == "bilinear" else _curvilinear_conservative)(
-            Grid(source.lat.astype("f8"), lon), target
+        along = _curvilinear_bilinear if method == "bilinear" else _curvilinear_conservative
+        weights = along(Grid(source.lat.astype("f8"), source.lon.astype("f8")), target)
+    total = weights.sum(1)
+    if total.size and total.max() > 1.0 + OVERLAP:
+        raise DataError(
+            f"cells of the source overlap: {int((total > 1.0 + OVERLAP).sum())} cells of the target are covered up to "
+            f"{total.max():.2f} times. Cut the part of the grid that is there twice (`cdo selindexbox`)."
         )
     regridder = Regridder(scipy.sparse.csr_array(weights, dtype="f4"), target.shape)
     if not regridder.covered.any():
@@ -125,27 +137,36 @@ def _overlap(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _curvilinear_conservative(source: Grid, target: Grid) -> scipy.sparse.csr_array:
-    corners = [_corners(source.lon), np.sin(np.deg2rad(_corners(source.lat)))]
-    cells = shapely.polygons(_quadrilaterals(np.stack(corners, -1)))
+    """Areas of overlap, without the twins of cells that a grid repeats at its seam."""
+    corners = np.stack([_corners(source.lon), _corners(source.lat)], -1)
+    place = np.round(np.stack([wrapped(source.lon), source.lat], -1).reshape(-1, 2), 6)
+    numbers = np.arange(source.lat.size)
+    first = np.unique(place, axis=0, return_index=True)[1]
+    quads, numbers = _placed(_quadrilaterals(corners), numbers, np.isin(numbers, first), target)
+    quads[..., 1] = np.sin(np.deg2rad(np.clip(quads[..., 1], -90.0, 90.0)))
+    cells = shapely.polygons(quads)
     lat, lon = np.sin(np.deg2rad(edges(target.lat))), edges(target.lon)
     south, north = np.minimum(lat[:-1], lat[1:]), np.maximum(lat[:-1], lat[1:])
     west, east = np.minimum(lon[:-1], lon[1:]), np.maximum(lon[:-1], lon[1:])
     boxes = shapely.box(west[None], south[:, None], east[None], north[:, None]).ravel()
     row, column = shapely.STRtree(cells).query(boxes, predicate="intersects")
     share = shapely.area(shapely.intersection(boxes[row], cells[column])) / shapely.area(boxes)[row]
-    return scipy.sparse.csr_array((share, (row, column)), shape=(boxes.size, cells.size))
+    return scipy.sparse.csr_array((share, (row, numbers[column])), shape=(boxes.size, source.lat.size))
 
 
 def _curvilinear_bilinear(source: Grid, target: Grid) -> scipy.sparse.csr_array:
     """Four weights a target point: its bilinear coordinates in the quadrilateral of centres around it."""
-    rows, columns = source.shape
-    centres = np.stack([source.lon, source.lat], -1)
+    at, centres = np.arange(source.lat.size).reshape(source.shape), np.stack([source.lon, source.lat], -1)
+    steps = abs(wrapped(np.diff(source.lon, axis=1)))
+    if np.nanmedian(abs(wrapped(source.lon[:, 0] - source.lon[:, -1]))) <= 1.5 * np.nanmedian(steps):  # around the globe
+        at, centres = (np.concatenate([each, each[:, :1]], axis=1) for each in (at, centres))
+    of_quads, there = _quadrilaterals(at[..., None])[..., 0], np.ones((at.shape[0] - 1) * (at.shape[1] - 1), bool)
+    quads, numbers = _placed(_quadrilaterals(centres), np.arange(len(there)), there, target)
     lon, lat = np.meshgrid(target.lon, target.lat)
     points = shapely.points(lon.ravel(), lat.ravel())
-    inside, quad = shapely.STRtree(shapely.polygons(_quadrilaterals(centres))).query(points, predicate="intersects")
+    inside, quad = shapely.STRtree(shapely.polygons(quads)).query(points, predicate="intersects")
     inside, first = np.unique(inside, return_index=True)  # on a border the first of two is as good
-    i, j = np.divmod(quad[first], columns - 1)
-    a, b, c, d = centres[i, j], centres[i, j + 1], centres[i + 1, j + 1], centres[i + 1, j]
+    a, b, c, d = quads[quad[first]].transpose(1, 0, 2)
     wanted = np.stack([lon.ravel(), lat.ravel()], -1)[inside]
     along = np.full((2, len(inside)), 0.5)
     for _ in range(NEWTON_STEPS):
@@ -157,17 +178,43 @@ def _curvilinear_bilinear(source: Grid, target: Grid) -> scipy.sparse.csr_array:
         along[1] -= (by_s[:, 0] * error[:, 1] - by_s[:, 1] * error[:, 0]) / determinant
     s, t = np.clip(along, 0.0, 1.0)  # on an edge rounding may leave the cell
     weights = np.stack([(1 - s) * (1 - t), s * (1 - t), s * t, (1 - s) * t])
-    at = np.stack([i * columns + j, i * columns + j + 1, (i + 1) * columns + j + 1, (i + 1) * columns + j])
-    return scipy.sparse.csr_array((weights.ravel(), (np.tile(inside, 4), at.ravel())), shape=(lon.size, rows * columns))
+    columns = of_quads[numbers[quad[first]]].T
+    return scipy.sparse.csr_array((weights.ravel(), (np.tile(inside, 4), columns.ravel())), shape=(lon.size, source.lat.size))
+
+
+def _placed(quads: np.ndarray, numbers: np.ndarray, there: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4, 2) quadrilaterals of longitude and latitude around the target, and their numbers.
+
+    Each is whole, on whichever side of a seam its corners are stated; one that reaches over the edge of the circle around
+    the target stands on both sides. Those without a place (NaN), or wider than half of the circle, are none.
+    """
+    middle, quads = float(target.lon.mean()), quads.copy()
+    quads[..., 0] = quads[:, :1, 0] + wrapped(quads[..., 0] - quads[:, :1, 0])
+    quads[..., 0] -= 360.0 * np.round((quads[..., 0].mean(1, keepdims=True) - middle) / 360.0)
+    width = quads[..., 0].max(1) - quads[..., 0].min(1)
+    real = there & np.isfinite(quads).all((1, 2)) & (width < 180.0)
+    quads, numbers = quads[real], numbers[real]
+    parts = [(quads, numbers)]
+    for beyond, shift in ((quads[..., 0].max(1) > middle + 180.0, -360.0), (quads[..., 0].min(1) < middle - 180.0, 360.0)):
+        parts.append((quads[beyond] + [shift, 0.0], numbers[beyond]))
+    return np.concatenate([q for q, _ in parts]), np.concatenate([n for _, n in parts])
 
 
 def _corners(centres: np.ndarray) -> np.ndarray:
-    """(H + 1, W + 1) corners as means of the four (H, W) centres around; the outer ring is extrapolated first."""
-    wide = np.pad(centres, 1, mode="reflect", reflect_type="odd")
-    return np.asarray((wide[:-1, :-1] + wide[1:, :-1] + wide[:-1, 1:] + wide[1:, 1:]) / 4)
+    """(H + 1, W + 1) corners as means of the four (H, W) centres around; the outer ring is extrapolated first.
+
+    Differences of degrees are those on the circle, so that no mean is taken across a seam.
+    """
+    for _ in range(2):
+        before = centres[:1] - wrapped(centres[1:2] - centres[:1])
+        after = centres[-1:] - wrapped(centres[-2:-1] - centres[-1:])
+        centres = np.concatenate([before, centres, after]).T
+    first = centres[:-1, :-1]
+    others = (centres[1:, :-1], centres[:-1, 1:], centres[1:, 1:])
+    return np.asarray(first + sum(wrapped(other - first) for other in others) / 4)
 
 
 def _quadrilaterals(points: np.ndarray) -> np.ndarray:
-    """(H, W, 2) mesh points -> ((H - 1) * (W - 1), 4, 2) the cells between them, in raster order."""
+    """(H, W, n) mesh points -> ((H - 1) * (W - 1), 4, n) the cells between them, in raster order."""
     around = [points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]]
-    return np.stack(around, axis=-2).reshape(-1, 4, 2)
+    return np.stack(around, axis=-2).reshape(-1, 4, points.shape[-1])
