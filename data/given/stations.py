@@ -27,7 +27,11 @@ COLUMNS = {
     "unit": ("unit", "units"),
     "lat": ("lat", "latitude", "纬度"),
     "lon": ("lon", "longitude", "经度"),
+    "flag": ("validity", "flag", "qc", "qc_flag", "quality_flag"),
 }
+TABLES = ("*.csv", "*.csv.gz", "*.csv.bz2", "*.csv.xz")
+ENCODINGS = ("utf-8-sig", "gb18030")  # the second of lists of Chinese stations
+ALIKE = 0.5  # of their mean; values of one hour that differ by more contradict each other
 
 
 @dataclass
@@ -60,9 +64,9 @@ def read(files: list[Path], list_file: Path | None, store: Store, targets: list[
     Raises:
         DataError: a file is none of the known kinds, a unit is unknown, or no station or hour is of use.
     """
-    paths = [path for given in files for path in (sorted(given.rglob("*.csv")) if given.is_dir() else [given])]
+    paths = [path for given in files for path in (_tables_in(given) if given.is_dir() else [given])]
     if not paths:
-        raise DataError(f"--stations {', '.join(map(str, files))} holds no .csv file.")
+        raise DataError(f"--stations {', '.join(map(str, files))} holds no .csv or .csv.gz file.")
     known = None if list_file is None else _places(_table(list_file), list_file)
     parts, places = [], {} if known is None else known
     for path in paths:
@@ -73,7 +77,7 @@ def read(files: list[Path], list_file: Path | None, store: Store, targets: list[
             part = _long(table, path)
             if {"lat", "lon"} <= set(part.columns):
                 places = {**_places(part, path), **places}
-        parts.append(part[["time", "station", "pollutant", "value"]])
+        parts.append(part.reindex(columns=["time", "station", "pollutant", "value", "flag"]))
     values = pd.concat(parts, ignore_index=True)
     counted = {"values": len(values), "files": len(paths)}
     values = values[values["pollutant"].isin(targets)]
@@ -82,12 +86,19 @@ def read(files: list[Path], list_file: Path | None, store: Store, targets: list[
     return _on_the_grid(values, places, store, targets, hours, counted)
 
 
+def _tables_in(folder: Path) -> list[Path]:
+    return sorted({path for pattern in TABLES for path in folder.rglob(pattern)})
+
+
 def _table(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str)  # or codes would lose their leading zeros
-    except (OSError, ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path} cannot be read as CSV: {str(error)[:200]}.") from error
-    return table
+    for encoding in ENCODINGS:
+        try:
+            return pd.read_csv(path, dtype=str, encoding=encoding)  # as text, or codes would lose their leading zeros
+        except UnicodeDecodeError as error:
+            problem: Exception = error
+        except (OSError, ValueError, EOFError) as error:  # pandas' own errors are ValueErrors
+            raise DataError(f"{path} cannot be read as CSV: {str(error)[:200]}.") from error
+    raise DataError(f"{path} cannot be read as CSV: {str(problem)[:200]}.") from problem
 
 
 def _named(table: pd.DataFrame, path: Path, needed: Iterable[str]) -> pd.DataFrame:
@@ -144,7 +155,19 @@ def _long(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     for kind in kinds[pollutant.notna()].unique():
         name, unit = kind.split("|", 1)
         factors[kind] = _factor(name, unit, path)
-    return table.assign(time=time, value=value * kinds.map(factors))
+    return table.assign(time=time, value=value * kinds.map(factors), flag=_flags(table, path))
+
+
+def _flags(table: pd.DataFrame, path: Path) -> pd.Series:
+    """What says whether values are valid, as the European agency writes it: below zero they are not; 1 where nothing says."""
+    if "flag" not in table.columns:
+        return pd.Series(1.0, index=table.index)
+    try:
+        return pd.to_numeric(table["flag"]).astype("f8").fillna(1.0)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: its flags are no numbers ({str(error)[:80]}): leave out the rows that are not valid, and the column."
+        ) from error
 
 
 def _factor(name: str, unit: str, path: Path) -> float:
@@ -163,11 +186,15 @@ def _clean(values: pd.DataFrame, counted: dict[str, int]) -> pd.DataFrame:
         counted[why] = int((~kept).sum())
         values = values[kept]
 
+    keep(~(values["flag"] < 0), "flagged as not valid")
+    values = values.drop(columns="flag")
     keep(np.isfinite(values["value"]), "missing")
     keep(values["value"] >= 0.0, "negative")
     keep(~values.duplicated(), "duplicates")
-    keep(~values.duplicated(["time", "station", "pollutant"], keep=False), "contradictory")
-    # Several values within an hour are its mean.
+    alike = values.groupby(["time", "station", "pollutant"])["value"]
+    spread = alike.transform("max") - alike.transform("min")
+    keep(spread <= ALIKE * alike.transform("mean"), "contradictory")
+    # Several values within an hour, or of several instruments, are its mean.
     values = values.assign(time=values["time"].dt.floor("h"))
     found, values = len(values), values.groupby(["time", "station", "pollutant"], as_index=False)["value"].mean()
     counted["averaged within hours"] = found - len(values)

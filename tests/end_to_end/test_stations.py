@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from data import DataError
-from data.given.stations import read
+from data.given.stations import Observations, read
 from data.store.layout import Store
 from data.store.reader import ShardReader
 from data.wind_scan.cache import ScanCache
@@ -209,7 +209,41 @@ def test_tables_that_cannot_be_read_say_what_is_missing(
     refused(head + "2012-01-14T00,1001A,40,110,PM2.5,3,ug m-3\n", "no observation lies in the hours", station_list)
     refused("date,hour,type,1001A\n20150230,3,PM2.5,3\n", "a date, an hour or a value is none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no .csv file"):
+    with pytest.raises(DataError, match="holds no .csv or"):
         read([tmp_path / "empty"], None, tiny, TARGETS, hours)
     options = Options(stations=(write_long(tmp_path / "l.csv", tiny, hours, observed),))
     assert evaluate(load_forecaster(trained), options) is not None
+
+
+def test_flags_packed_tables_chinese_lists_and_several_instruments(tiny: Store, hours: np.ndarray, tmp_path: Path) -> None:
+    """Flagged values were used; folders of .csv.gz and lists in GBK refused; two instruments contradicted each other."""
+    row, column = CELLS["1001A"]
+    values = 20.0 + np.arange(len(hours)) % 7
+    place = {"lat": tiny.lat[row], "lon": tiny.lon[column]}
+    table = pd.DataFrame(
+        {"time": times_of(tiny, hours), "station": "1001A", "pollutant": "pm25", "value": values, "unit": "ug/m3"}
+    )
+
+    def found(written: pd.DataFrame, name: str) -> Observations:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written.to_csv(tmp_path / name, index=False)
+        return read([(tmp_path / name).parent], None, tiny, ["pm25"], hours)
+
+    flags = np.where(np.arange(len(hours)) < 10, -1, 1)
+    flagged = found(table.assign(**place, Validity=flags, value=np.where(flags < 0, 500.0, values)), "flags/a.csv")
+    assert np.isnan(flagged.values[:10]).all()
+    assert (flagged.counted["flagged as not valid"], flagged.counted["used"]) == (10, len(hours) - 10)
+    with pytest.raises(DataError, match="its flags are no numbers"):
+        found(table.assign(**place, flag="V"), "letters/a.csv")
+    packed = found(table.assign(**place), "packed/location-1.csv.gz")
+    np.testing.assert_allclose(packed.values[:, 0, 0], values)
+    two = found(pd.concat([table, table.assign(value=values * 1.02)]).assign(**place), "two/a.csv")
+    np.testing.assert_allclose(two.values[:, 0, 0], values * 1.01, rtol=1e-6)
+    torn = found(pd.concat([table, table.assign(value=values * np.where(flags < 0, 9.0, 1.0))]).assign(**place), "torn/a.csv")
+    assert torn.counted["contradictory"] == 20
+    chinese = pd.DataFrame({"监测点编码": ["1001A"], "纬度": [place["lat"]], "经度": [place["lon"]]})
+    chinese.to_csv(tmp_path / "list.csv", index=False, encoding="gbk")
+    table.to_csv(tmp_path / "plain.csv", index=False)
+    np.testing.assert_allclose(
+        read([tmp_path / "plain.csv"], tmp_path / "list.csv", tiny, ["pm25"], hours).values[:, 0, 0], values
+    )

@@ -24,6 +24,11 @@ LIKELY = {"ug m-3": ("mg m-3", "g m-3", "kg m-3"), "K": ("degC",), "%": ("1",), 
 SPELLINGS = {"mb": "millibar", "mbar": "millibar", "(0 - 1)": "1", "(0-1)": "1", "0-1": "1", "0 - 1": "1", "fraction": "1"}
 SPELLINGS |= {"degrees_celsius": "degC", "degree_celsius": "degC", "c": "degC", "k": "K", "ugm-3": "ug m-3", "pa": "Pa"}
 UNREADABLE = "\ufffd"  # what a byte that is not UTF-8 is read as: often a micro sign, or one of degrees
+SPELLINGS |= {"v/v": "mol mol-1", "v v-1": "mol mol-1", "vmr": "mol mol-1", "kg/kg": "kg kg-1", "hpa": "hPa"}
+CELSIUS = re.compile(r"(deg(ree)?s?|\u00b0|\u00ba)[ _.]*c(elsius)?", re.IGNORECASE)
+FAHRENHEIT = re.compile(r"(deg(ree)?s?|\u00b0|\u00ba)[ _.]*f(ahrenheit)?", re.IGNORECASE)
+KELVINS = re.compile(r"(deg(ree)?s?|\u00b0|\u00ba)[ _.]*k(elvin)?|kelvins?", re.IGNORECASE)
+SHIFTED = re.compile(r"(.+?) *(?:@|from|after) *([-+]?[\d.]+)", re.IGNORECASE)  # of UDUNITS, as K @ 273.15
 PARTS = {"ppm": 1e-6, "ppb": 1e-9, "ppt": 1e-12}  # by volume, which is by number of molecules
 NOT_A_UNIT = (pint.errors.PintError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError)  # of any text
 
@@ -38,6 +43,7 @@ def conversion(units: str, canonical: str, where: str) -> tuple[float, float]:
         zero, one = (_in_canonical(number, _spelt(units), canonical) for number in (0.0, 1.0))
     except NOT_A_UNIT as error:
         known = ", ".join((canonical, *LIKELY.get(canonical, ())))
+        known += ", and ratios by mass or volume (kg kg-1, mol mol-1, ppb)" if canonical == "ug m-3" else ""
         raise DataError(f"{where} is in '{units}', which cannot be turned into {canonical}: usual are {known}.") from error
     return one - zero, zero
 
@@ -48,7 +54,7 @@ def mass_mixing_ratio(units: str, name: str) -> float | None:
     Gases are given per mass of air (CAMS), or per number of molecules (WRF-Chem in ppmv, GEOS-CF in mol mol-1).
     """
     text = _spelt(units)
-    parts = re.fullmatch(r"(pp[mbt])v?", text.lower())
+    parts = re.fullmatch(r"(pp[mbt])[-_ ]?v?", text.lower())
     if parts or re.search(r"mole?\b.*mole?\b|mol", text):
         if name not in MOLAR_MASS:
             return None
@@ -89,6 +95,10 @@ def _spelt(units: str) -> str:
     text = units.replace("\0", "").strip()
     if text.startswith(UNREADABLE):  # of Latin-1 in a library that expects UTF-8
         text = text.replace(UNREADABLE + "g", "ug").replace(UNREADABLE + "C", "degC")
+    text = re.sub(r"[ ,(]*\bdry( air)?\)?$", "", text, flags=re.IGNORECASE)  # the air's moisture is under 4 % of it
+    for pattern, usual in ((CELSIUS, "degC"), (FAHRENHEIT, "degF"), (KELVINS, "K")):
+        if pattern.fullmatch(text):
+            return usual
     return SPELLINGS.get(text.lower(), text)
 
 
@@ -96,6 +106,9 @@ def _spelt(units: str) -> str:
 def _in_canonical(number: float, text: str, canonical: str) -> float:
     if UNREADABLE in text:  # pint leaves it out, and takes what is left for the unit
         raise ValueError(text)
+    shifted = SHIFTED.fullmatch(text)
+    if shifted:
+        return _in_canonical(number + float(shifted[2]), shifted[1], canonical)
     for spelling in (text, text.lower(), text.lower().rstrip("s")):
         try:
             unit = REGISTRY.parse_expression(spelling)

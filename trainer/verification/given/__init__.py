@@ -1,0 +1,1 @@
+"""What scripts of users import from here; it lives in data/given/."""
