@@ -38,11 +38,19 @@ def open_store(path: str | Path) -> Store:
             f"no store at {path}. Build one with\n  python -m data synthesize {path}\n"
             "or correct `data.store` in the configuration."
         )
-    try:
-        return _opened(path)
-    except DAMAGE as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is damaged, or no store of ours ({told}). Copy or build it again.") from error
+    while True:
+        place = path.stat().st_ino
+        try:
+            store = _opened(path)
+        except (DataError, *DAMAGE) as error:
+            if path.stat().st_ino != place:  # a longer store has just taken its place
+                continue
+            if isinstance(error, DataError):
+                raise
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{path} is damaged, or no store of ours ({told}). Copy or build it again.") from error
+        if path.stat().st_ino == place:
+            return store
 
 
 def _opened(path: Path) -> Store:

@@ -88,7 +88,7 @@ class ShardReader:
             return None
         file = path.open("rb", buffering=0)
         length = 16 * self.shard_hours + 4
-        tail = os.pread(file.fileno(), length, max(0, path.stat().st_size - length))
+        tail = os.pread(file.fileno(), length, max(0, os.fstat(file.fileno()).st_size - length))
         if len(tail) != length or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
             raise DataError(f"the index of {path} is damaged. Run `python -m data verify`.")
         return file, np.frombuffer(tail[:-4], "<u8").reshape(self.shard_hours, 2)
