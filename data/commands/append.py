@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     files = [] if options.config else expand(options.files, options.files_from)
     store = append(options.store, files, options.workers, options.config)
     if store is None:
-        print(f"{options.store} was made of all these files already")
+        print(f"{options.store} stays as it is: it was made of all these files already, or a source has no later hours")
         return
     print(
         f"{options.store} reaches to {store.times[-1]}, fingerprint {store.fingerprint[:12]} after {store.earlier[-1][:12]}; "

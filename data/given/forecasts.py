@@ -1,7 +1,8 @@
-"""Forecasts of someone else, as a baseline: ours as CF zarr, or any CF NetCDF or zarr, as CAMS's, at their valid times."""
+"""Forecasts of someone else, as a baseline: ours as CF zarr, or any file that `prepare` reads, at their valid times."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,20 +13,24 @@ from torch import Tensor
 
 from data import DataError
 from data.batch import Batch
+from data.prepare.fields import Stored, decoded
+from data.prepare.grids import regrid
+from data.prepare.grids.grid import Grid
+from data.prepare.inputs.opening import opened
+from data.prepare.sources.coordinates import Layout, coordinates, layout
+from data.prepare.sources.source import Clock
 from data.prepare.sources.spellings import SOURCES, known_fields
+from data.prepare.sources.times import valid_hours
 from data.prepare.sources.units import concentration, conversion, mass_mixing_ratio
-from data.store.layout import DAMAGE, Store
+from data.store.layout import Store
 
-LEADS = ("prediction_timedelta", "step", "lead_time", "forecast_period", "leadtime")
-STARTS = ("time", "forecast_reference_time", "reference_time", "init_time")
-VALID = ("valid_time", "time")
-AXES = {"latitude": "lat", "longitude": "lon"}
 AIR = {"psfc": "Pa", "temp": "K"}  # what a mixing ratio needs, in which units
 KEPT_FIELDS = 64
+Pair = tuple[int | None, int]  # time indices in the store of the start of a forecast, and of when it is valid
 
 
 class Against:
-    """Opened forecasts, interpolated onto the store's grid as they are needed; NaN where there is none."""
+    """Opened forecasts, regridded to the store's grid as they are needed; NaN where there is none."""
 
     def __init__(self, path: Path, store: Store, targets: list[str], device: torch.device) -> None:
         """
@@ -33,63 +38,58 @@ class Against:
             DataError: the file is no such forecasts, or lacks a pollutant or its units.
         """
         self.path, self.targets, self._store, self._device = path, targets, store, device
-        try:
-            # The whole of it, of which fields are read one by one; times and lead times decoded.
-            opened = (
-                xr.open_zarr(path, decode_timedelta=True) if path.is_dir() else xr.open_dataset(path, decode_timedelta=True)
-            )
-        except DAMAGE as error:
-            raise DataError(f"--against {path} cannot be read as NetCDF or zarr: {str(error)[:200]}.") from error
-        self._file = opened.rename({a: b for a, b in AXES.items() if a in opened.dims})
-        self._lead = next((name for name in LEADS if name in self._file.dims), None)
-        self._time = next((name for name in (STARTS if self._lead else VALID) if name in self._file.dims), None)
-        if self._time is None or not {"lat", "lon"} <= set(self._file.dims):
-            raise DataError(
-                f"--against {path} has the dimensions {', '.join(map(str, self._file.dims))}: needed are time, lat and lon, "
-                f"and a lead time ({', '.join(LEADS)}) unless its times are those at which forecasts are valid."
-            )
+        self._file: xr.Dataset = ExitStack().enter_context(opened(path))
+        self._layouts: dict[str, Layout] = {}
+        self._places: dict[str, dict[Pair, int]] = {}
         self._names = {name: self._spelt(name) for name in targets}
-        self._same_grid = all(
-            self._file[name].shape == axis.shape and np.allclose(self._file[name], axis, atol=1e-4)
-            for name, axis in (("lat", store.lat), ("lon", store.lon))
-        )
-        hours = np.asarray(self._file[self._time].values, "datetime64[h]")
-        self._rows = {int(hour): row for row, hour in enumerate((hours - store.times[0].astype("datetime64[h]")).astype(int))}
-        self._columns = self._lead_columns()
+        for name in dict.fromkeys([*self._names.values(), *self._air.values()]):
+            self._look_into(name)
+        place = coordinates(self._file, self._names[targets[0]], path)
+        self._regridder = regrid.build(place.grid, Grid(store.lat, store.lon), "bilinear")
         self._field = lru_cache(maxsize=KEPT_FIELDS)(self._read)
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, T, H, W) ug m-3, those that started at the same time and are valid at the same time as ours."""
         nothing = np.full((len(self.targets), *self._store.grid), np.nan, "f4")
         fields = []
-        for place in (self.place(*pair) for pair in zip(batch.hours, batch.valid_hours, strict=True)):
-            fields.append(nothing if place is None else self._field(*place))
+        for pair in (self.place(*pair) for pair in zip(batch.hours, batch.valid_hours, strict=True)):
+            fields.append(nothing if pair is None else self._field(pair))
         return torch.from_numpy(np.stack(fields)).to(self._device)
 
-    def place(self, hour: int, valid: int) -> tuple[int, int] | None:
-        """Where the forecast stands that starts at one time index and is valid at another."""
-        row = self._rows.get(int(hour if self._lead else valid))
-        column = self._columns.get(int(valid - hour)) if self._lead else 0
-        return None if row is None or column is None else (row, column)
+    def place(self, hour: int, valid: int) -> Pair | None:
+        """What the forecast is called that starts at one time index and is valid at another; None where there is none."""
+        there = self._places[self._names[self.targets[0]]]
+        return next((pair for pair in ((int(hour), int(valid)), (None, int(valid))) if pair in there), None)
+
+    def covered(self) -> float:
+        """Share of the cells of the domain over which there are forecasts."""
+        domain = self._store.static["domain_mask"] > 0
+        return float(self._regridder.covered[domain].mean())
 
     def described(self) -> str:
         """What the scores say of it."""
-        start, end = (str(self._file[self._time].values[place])[:13] for place in (0, -1))
-        leads = ", ".join(map(str, self._columns)) + " h" if self._lead else "valid times"
+        pairs = self._places[self._names[self.targets[0]]]
+        starts, ends = [start for start, _ in pairs if start is not None], [valid for _, valid in pairs]
+        times = [str(self._store.times[0] + int(n)) for n in (min(starts or ends), max(starts or ends))]
+        leads = sorted({valid - start for start, valid in pairs if start is not None})
+        said = ", ".join(map(str, leads)) + " h" if leads else "valid times"
         source = str(self._file.attrs.get("source", ""))
-        return f"{self.path.name} ({source + '; ' if source else ''}{start} to {end}, {leads})"
+        return f"{self.path.name} ({source + '; ' if source else ''}{times[0]} to {times[1]}, {said})"
 
-    def _lead_columns(self) -> dict[int, int]:
-        if self._lead is None:
-            return {}
-        leads = np.asarray(self._file[self._lead].values)
-        hours = leads.astype("timedelta64[h]").astype(int) if leads.dtype.kind == "m" else leads.astype(int)
-        return {int(hour): column for column, hour in enumerate(hours)}
+    def _look_into(self, name: str) -> None:
+        """Where the hours of a variable lie."""
+        place, hours = coordinates(self._file, name, self.path), valid_hours(self._file, name, self.path, Clock(name_zone=0.0))
+        self._layouts[name] = layout(self._file, name, place, hours, None, self.path, name)
+        valid = (hours.valid - self._store.times[0].astype("datetime64[h]")).astype(int).tolist()
+        starts = [None] * len(valid)
+        if hours.leads is not None:
+            starts = (np.array(valid) - hours.leads.round().astype(int)).tolist()
+        self._places[name] = dict(zip(zip(starts, valid, strict=True), hours.places.tolist(), strict=True))
 
     def _spelt(self, name: str) -> str:
         """What the file calls a pollutant, in units that are known."""
         spellings = [spelling for source in map(known_fields, SOURCES) if name in source for spelling in source[name].spellings]
-        found = next((spelling for spelling in [name, *spellings] if spelling in self._file), None)
+        found = next((spelling for spelling in [name, *spellings] if spelling in self._file.data_vars), None)
         if found is None:
             raise DataError(f"--against {self.path} has no {name}; it has {', '.join(map(str, self._file.data_vars))}.")
         units = str(self._file[found].attrs.get("units", ""))
@@ -97,7 +97,7 @@ class Against:
             conversion(units, "ug m-3", f"--against {self.path}: '{found}'")
         elif AIR.keys() <= self._air.keys():
             for of in AIR:
-                self._to_ours(self._file[self._air[of]], of)
+                self._to_ours(self._air[of], of)
         else:
             raise DataError(
                 f"--against {self.path}: '{found}' is a mixing ratio ({units}), which needs the pressure and temperature of "
@@ -105,38 +105,42 @@ class Against:
             )
         return found
 
-    def _of_the_air(self, at: xr.Dataset, name: str) -> np.ndarray:
-        field = at[self._air[name]].transpose("lat", "lon")
-        factor, offset = self._to_ours(field, name)
-        return np.asarray(field, "f8") * factor + offset
-
-    def _to_ours(self, field: xr.DataArray, name: str) -> tuple[float, float]:
-        return conversion(str(field.attrs.get("units", "")), AIR[name], f"--against {self.path}: '{field.name}'")
+    def _to_ours(self, found: str, name: str) -> tuple[float, float]:
+        units = str(self._file[found].attrs.get("units", ""))
+        return conversion(units, AIR.get(name, "ug m-3"), f"--against {self.path}: '{found}'")
 
     @property
     def _air(self) -> dict[str, str]:
         found: dict[str, str] = {}
         for name in AIR:
             spellings = [spelling for source in map(known_fields, SOURCES) for spelling in source[name].spellings]
-            found.update((name, spelling) for spelling in spellings if spelling in self._file)
+            found.update((name, spelling) for spelling in spellings if spelling in self._file.data_vars)
         return found
 
-    def _read(self, row: int, column: int) -> np.ndarray:
+    def _read(self, pair: Pair) -> np.ndarray:
         """(T, H, W) ug m-3."""
-        selected = {str(self._time): row} | ({str(self._lead): column} if self._lead else {})
-        at = self._file.isel(selected).squeeze(drop=True)
-        return np.stack([self._gridded(at, name, found) for name, found in self._names.items()]).astype("f4")
+        return np.stack([self._gridded(pair, name, found) for name, found in self._names.items()])
 
-    def _gridded(self, at: xr.Dataset, name: str, found: str) -> np.ndarray:
-        field = at[found].transpose("lat", "lon")
-        units, values = str(field.attrs["units"]), np.asarray(field, "f8")
-        ratio = mass_mixing_ratio(units, name)
-        if ratio is not None:
-            values = concentration(values * ratio, *(self._of_the_air(at, of) for of in AIR))
+    def _gridded(self, pair: Pair, name: str, found: str) -> np.ndarray:
+        values = self._stored(pair, found)
+        ratio = mass_mixing_ratio(str(self._file[found].attrs.get("units", "")), name)
+        if ratio is None:
+            factor, offset = self._to_ours(found, name)
+            values = values * np.float32(factor) + np.float32(offset)
         else:
-            factor, offset = conversion(units, "ug m-3", found)
-            values = values * factor + offset
-        if self._same_grid:
-            return values
-        whole = xr.DataArray(values, dims=("lat", "lon"), coords={"lat": field["lat"], "lon": field["lon"]})
-        return np.asarray(whole.sortby(["lat", "lon"]).interp(lat=self._store.lat, lon=self._store.lon))
+            air = {}
+            for of in AIR:
+                factor, offset = self._to_ours(self._air[of], of)
+                air[of] = self._stored(pair, self._air[of]) * np.float32(factor) + np.float32(offset)
+            values = concentration(values * np.float32(ratio), air["psfc"], air["temp"])
+        return np.asarray(self._regridder(values)[0])
+
+    def _stored(self, pair: Pair, found: str) -> np.ndarray:
+        """(1, H, W) as the file states it, NaN where it is missing or not there."""
+        how, place = self._layouts[found], self._places[found].get(pair)
+        array = self._file[found].isel(dict(how.at))
+        if place is None:
+            return np.full((1, array.sizes[how.y], array.sizes[how.x]), np.nan, "f4")
+        index = np.unravel_index(place, tuple(array.sizes[dim] for dim in how.times)) if how.times else ()
+        at = array.isel({dim: int(i) for dim, i in zip(how.times, index, strict=True)})
+        return decoded(Stored(found, at.transpose(..., how.y, how.x).to_numpy()[None], array.attrs))

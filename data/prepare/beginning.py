@@ -12,10 +12,8 @@ import scipy.sparse
 from rich.console import Console
 
 from data import DataError
-from data.prepare import waiting
-from data.prepare.catalogue import ahead
 from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
-from data.prepare.catalogue.search import make_catalogue
+from data.prepare.catalogue.search import forget, make_catalogue, require_all
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
 from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
@@ -49,11 +47,16 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
         return True
     seen = identity.glance(plan.files)
-    ahead.look_ahead(path, plan.files, workers)
-    catalogue = make_catalogue(plan.sources, ahead.headers_of(path, plan.files), plan.defined)
+    catalogue = make_catalogue(path, plan.sources, plan.defined, workers)
+    require_all(catalogue, plan.sources)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
-    lacking = catalogue.incomplete(winds_of(plan.sources), np.array([], "datetime64[h]"))
+    for name, hours in catalogue.incomplete(winds_of(plan.sources), np.array([], "datetime64[h]")).items():
+        needed = " and ".join(catalogue.converted_with(name, winds_of(plan.sources)))
+        console.print(
+            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
+            "converted with"
+        )
     regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
@@ -75,11 +78,10 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     )
     catalogue.save(parts / "catalogue.npz")
     identity.begin(parts, seen)
-    waiting.note(parts, catalogue, lacking, {})
     for number, regridder in enumerate(regridders):
         scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
     write_text(parts / PLAN, json.dumps(plan.identity()))
-    ahead.forget(path)
+    forget(path)
     return True
 
 
@@ -155,7 +157,8 @@ def require_same_hours(path: Path, before: Catalogue) -> None:
     names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
     console.print(f"{names} changed since the catalogue was made: comparing")
     plan = json.loads((parts / PLAN).read_text())
-    now = make_catalogue(sources_in(plan), defined=defined_in(plan))
+    now = make_catalogue(path, sources_in(plan), defined_in(plan))
+    forget(path)
     if not before.equals(now.on(before.grids, before.source_of, before.grid_of) if "base" in plan else now):
         raise DataError(
             f"{replaced[0]} holds other hours, or another grid or kind of unit, than when it was catalogued: "

@@ -15,15 +15,14 @@ import zarr
 
 from data import DataError
 from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
+from data.prepare.fields import Reader
 from data.prepare.grids.grid import as_tables
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import identity
 from data.prepare.inputs.given import on_disk
 from data.prepare.plan import PLAN, Scan, defined_in
-from data.prepare.reader import Reader
 from data.prepare.sources.source import sources_in, winds_of
 from data.prepare.sources.spellings import read_as
-from data.prepare.waiting import WAITING
 from data.process import locks
 from data.process.written import being_written, write_text
 from data.store import layout, writing
@@ -155,7 +154,7 @@ def attachments_of(path: Path) -> dict[str, bytes]:
     known = {"source_of": job.catalogue.source_of, "grid_of": job.catalogue.grid_of}
     np.savez(grids, about=np.array(json.dumps(known)), **as_tables(job.catalogue.grids))  # type: ignore[arg-type]
     kept = {PLAN: plan, identity.RECORD: json.dumps(about, indent=0).encode(), GRIDS: grids.getvalue()}
-    return kept | {file.name: file.read_bytes() for file in (*parts.glob("weights-*.npz"), *parts.glob(WAITING))}
+    return kept | {file.name: file.read_bytes() for file in parts.glob("weights-*.npz")}
 
 
 def kept_shards(base: Store, catalogue: Catalogue) -> int:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data import DataError
 from data.command_line import EXIT_INTERRUPTED
 from data.prepare.beginning import begin, build_scan, console, require_same_hours
-from data.prepare.catalogue import ahead
+from data.prepare.catalogue.search import look_ahead
 from data.prepare.mpi import abort_all_on_error, mpi_world, together
 from data.prepare.plan import PLAN, Plan
 from data.prepare.shards import attachments_of, is_done, job_of, sectors_of, write_shard
@@ -128,7 +128,7 @@ def _prepare_with_mpi(path: Path, plan: Plan, world: Any) -> None:
     abort_all_on_error(world)
     try:
         if world.bcast(world.rank == 0 and not path.exists() and not (layout.parts_path(path) / PLAN).exists()):
-            together(world, lambda: ahead.look_ahead(path, plan.files, 1, world.rank, world.size))
+            together(world, lambda: look_ahead(path, plan.sources, plan.defined, 1, world.rank, world.size))
         unfinished = world.bcast(together(world, lambda: begin(path, plan) if world.rank == 0 else None))
         if unfinished:
             together(world, lambda: load(path, remaining(path, world.rank, world.size), 1))

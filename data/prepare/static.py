@@ -11,10 +11,12 @@ import shapely
 import xarray as xr
 
 from data import DataError
+from data.prepare.fields import Stored, decoded
 from data.prepare.grids import grid, regrid
 from data.prepare.grids.grid import Grid
+from data.prepare.inputs.opening import opened
 from data.prepare.plan import Plan
-from data.prepare.sources import files
+from data.prepare.sources.coordinates import coordinates
 from data.store import layout
 
 PEOPLE_A_CELL = re.compile(r"(number of )?(persons?|people|inhabitants|counts?)( ?(per|/) ?(grid[ -]?)?(cell|pixel))?")
@@ -74,7 +76,7 @@ def _named(plan: Plan, name: str) -> str:
 def _held(plan: Plan, name: str) -> str | None:
     """FILE:VARIABLE among the files that are prepared."""
     for source in plan.sources:
-        with files.opened(source.files[0]) as dataset:
+        with opened(source.files[0]) as dataset:
             if name in dataset.data_vars:
                 return f"{source.files[0]}:{name}"
     return None
@@ -83,7 +85,7 @@ def _held(plan: Plan, name: str) -> str | None:
 def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np.ndarray], people: bool = False) -> np.ndarray:
     """A field of FILE, FILE:VARIABLE or FILE:VARIABLE[raster=4]; conservative means where the file is finer."""
     path, wanted, selected = _parsed(where)
-    with files.opened(path) as dataset:
+    with opened(path) as dataset:
         dataset = _select(dataset, selected, path)
         names = [str(name) for name, field in dataset.data_vars.items() if field.squeeze().ndim >= 2]
         if wanted not in names and (wanted or len(names) != 1):
@@ -93,12 +95,28 @@ def _regridded_static(where: str, target: Grid, clean: Callable[[np.ndarray], np
         if more:
             several = f"{field.sizes[more[0]]} fields along '{more[0]}'"
             raise DataError(f"{path}: '{field.name}' is {several}: say which as FILE:VARIABLE[{more[0]}=0], counting from 0.")
-        source, values = files.read_static(dataset, str(field.name), path, target)
+        source, values = _near(dataset, str(field.name), path, target)
         if people:
             values = _per_km2(values, source, str(field.attrs.get("units", "")), path)
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(target)
     method = "conservative" if fine_lat * fine_lon < lat * lon else "bilinear"
     return regrid.build(source, target, method)(clean(values).astype("f4")[None])[0]
+
+
+def _near(dataset: xr.Dataset, name: str, path: Path, around: Grid) -> tuple[Grid, np.ndarray]:
+    """A field without time and its grid; of a regular one only what lies within a cell or two of `around`."""
+    place = coordinates(dataset, name, path)
+    array, source = dataset[name].squeeze().transpose(place.y, place.x), place.grid
+    if source.lat.ndim == 1:
+        middle, margin = float(around.lon.mean()), 2.0
+        lon = middle + grid.wrapped(source.lon - middle)
+        rows = np.flatnonzero((source.lat >= around.lat.min() - margin) & (source.lat <= around.lat.max() + margin))
+        columns = np.flatnonzero((lon >= around.lon.min() - margin) & (lon <= around.lon.max() + margin))
+        array = array[rows[0] : rows[-1] + 1] if rows.size else array[:0]
+        array, source = array[:, columns], Grid(source.lat[rows], source.lon[columns])
+        if not array.size:
+            raise DataError(f"{path} does not cover the target.")
+    return source, decoded(Stored(name, array.to_numpy()[None], dataset[name].attrs))[0]
 
 
 def _per_km2(values: np.ndarray, source: Grid, units: str, path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from data.__main__ import main
 from data.prepare import appending, beginning, stages
 from data.prepare.appending import append
 from data.store.opening import open_store, verify
+from data.store.reader import ShardReader
 from data.wind_scan.cache import open_cache
 from tests.end_to_end.test_prepare import GRID, content, plan
 from tests.launching import manifest, tiny_config, train
@@ -133,13 +135,38 @@ def test_an_append_that_was_killed_goes_on(
         patched.setattr(appending, where, dies)
         with pytest.raises(Killed):
             append(path, [raw / "feb.nc"], workers=1)
-    if where != "_settle":
-        open_store(path)
+    open_store(path)
     if where == "build_scan":  # the store is whole, and its cache says that it is stale
         with pytest.raises(DataError, match="is stale"):
             open_cache(path.with_suffix(".wind_scan"), open_store(path), patch=2)
     append(path, [raw / "feb.nc"], workers=1)
     assert same(path, at_once)
+
+
+def test_who_reads_meanwhile_sees_the_old_store_or_the_new_one(raw: Path, short: Path, tmp_path: Path) -> None:
+    """Between two renames there was none; a run that trained then ended. What was read before is read again, to the bit."""
+    path = copied(short, tmp_path)
+    before, hours = open_store(path), np.array([0, 25, HOURS - 1])
+    truth = ShardReader(before, "weather").read(hours)
+    done, lengths = threading.Event(), set[int]()
+
+    def appends() -> None:
+        append(path, [raw / "feb.nc"], workers=1)
+        done.set()
+
+    thread = threading.Thread(target=appends)
+    thread.start()
+    while not done.is_set():
+        lengths.add(len(open_store(path).times))
+        np.testing.assert_array_equal(ShardReader(before, "weather").read(hours), truth)
+    thread.join()
+    assert HOURS in lengths <= {HOURS, HOURS + 30}
+
+
+def test_files_are_known_by_their_content(raw: Path, short: Path, tmp_path: Path) -> None:
+    """By another path the same hours were refused as not later ones."""
+    path = copied(short, tmp_path)
+    assert append(path, [Path(shutil.copy(raw / "jan.nc", tmp_path / "again.nc"))], workers=1) is None
 
 
 def test_what_cannot_be_appended_is_refused_and_changes_nothing(

@@ -295,9 +295,9 @@ def test_grib_without_its_packages_says_which(
     static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cams.grib").write_bytes(b"GRIB\0\0\0\2" + bytes(500) + b"7777")
-    monkeypatch.setitem(sys.modules, "cfgrib", None)
+    monkeypatch.setitem(sys.modules, "eccodes", None)
     prepare("cams", tmp_path / "s.zarr", tmp_path / "cams.grib", *static, code=2)
-    assert "is GRIB, which is read with two more packages: pip install cfgrib eccodes" in capsys.readouterr().err
+    assert "is GRIB, which is read with one more package: pip install eccodes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -493,11 +493,11 @@ def test_a_shard_of_cams_keeps_its_hours_when_later_ones_are_appended(static: li
 def test_later_hours_of_several_sources_are_appended_as_they_come(
     ratios: bool, static: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One source lags behind the other, as CAQRA's hours of Beijing behind those of UTC, or comes days later; what comes out is
-    what preparing all at once gives, also of mixing ratios, whose air has come before them."""
-    spans = (("weather", -24, 24, 48, UNITS), ("pollutants", -24, 16, 40, POLLUTANTS))
-    for file, first, between, last, names in spans:
-        for day, hours in enumerate((range(first, between), range(between, last))):
+    """One source lags behind the other, as CAQRA's hours of Beijing behind those of UTC, or comes days later: hours are taken
+    as far as both reach; what comes out is what preparing all at once gives, also of mixing ratios."""
+    spans = (("weather", (-24, 24, 48), UNITS), ("pollutants", (-24, 16, 40, 48), POLLUTANTS))
+    for file, ends, names in spans:
+        for day, hours in enumerate(map(range, ends, ends[1:])):
             dataset = regular(hours)
             if ratios:
                 density = dataset["psfc"] / (287.05 * dataset["temp"])
@@ -520,7 +520,7 @@ def test_later_hours_of_several_sources_are_appended_as_they_come(
         return store
 
     made("s", of_days("0", "0"))
-    at_once = made("once", of_days("[01]", "[01]"))
+    at_once = made("once", of_days("[01]", "[012]"))
     for given, told in (
         ([tmp_path / "weather1.nc"], "was made of 2 sources: append with --config FILE"),
         (["--config", of_days("[01]", "[01]", zone=1)], "is not what"),
@@ -528,20 +528,18 @@ def test_later_hours_of_several_sources_are_appended_as_they_come(
     ):
         assert appended(*given) == 2
         assert told in capsys.readouterr().err
-    if ratios:
-        assert appended("--config", of_days("0", "[01]")) == 2
-        assert "with reach to 2015-03-01T23: append these first, or with it" in capsys.readouterr().err
-    assert appended("--config", of_days("[01]", "0")) == 0
-    between = open_store(tmp_path / "s.zarr")
-    assert (between.missing["weather"] < 1).all(1).sum() == 72
-    assert (between.missing["chemistry"] < 1).all(1).sum() == 40
-    assert appended("--config", of_days("[01]", "[01]")) == 0
+    for weather, pollutants, hours in (("[01]", "0", 40), ("0", "[01]", 48), ("[01]", "[01]", 64)):
+        assert appended("--config", of_days(weather, pollutants)) == 0
+        between = open_store(tmp_path / "s.zarr")
+        assert (between.missing["chemistry"] < 1).all(1).sum() == hours
+    assert "appended as far as 2015-03-02T15, to which generic reaches" in " ".join(capsys.readouterr().err.split())
+    assert appended("--config", of_days("[01]", "[012]")) == 0
     longer = open_store(tmp_path / "s.zarr")
     assert values_agree(longer)
     assert longer.fingerprint == at_once.fingerprint
     assert longer.statistics == at_once.statistics
-    assert appended("--config", of_days("[01]", "[01]")) == 0
-    assert "was made of all these files already" in capsys.readouterr().out
+    assert appended("--config", of_days("[01]", "[012]")) == 0
+    assert "it was made of all these files already" in capsys.readouterr().out
 
 
 def test_wind_that_came_later_is_in_the_scan_that_grows_with_the_store(static: list[str], tmp_path: Path) -> None:
@@ -666,7 +664,7 @@ def test_static_fields_of_any_source_are_found(tmp_path: Path, static: list[str]
         ({"map": False}, "source 1: map is a file, or lines"),
         ({"map": {False: {"name": "no"}}}, "source 1: False is not a name; if it is meant as one, write it in quotes"),
         ({"map": {"u": {"name": "u", "unit": "km h-1"}}}, "source 1: 'u' has unknown unit"),
-        ({"map": {"u": {"name": "u", "level": "0"}}}, "source 1: 'u' has level '0', which is counted from 0"),
+        ({"map": {"u": {"name": "u", "level": "0"}}}, "source 1: 'u' has level '0', which is no number"),
         ({"map": {"v": WEATHER["v"]}, "winds": "grid"}, "source 1: winds along the grid are turned together"),
         ({"lead": "3"}, "source 1: lead takes hours"),
         ({"winds": "west"}, "source 1: winds is 'west', not one of earth, grid"),

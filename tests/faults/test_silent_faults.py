@@ -25,12 +25,11 @@ from data import DataError
 from data.prepare import beginning, shards, stages
 from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.catalogue.search import make_catalogue
+from data.prepare.fields import Reader, Stored, decoded
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
-from data.prepare.reader import Reader
 from data.prepare.sources import spellings
-from data.prepare.sources.hours import Stored, decoded
 from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Source
 from data.process.ranks import LaunchError, World
 from data.store import opening as stores
@@ -408,7 +407,7 @@ FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}
 
 
 def catalogued(fields: dict[str, spellings.Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
-    return make_catalogue((Source("generic", fields, files, clock),))
+    return make_catalogue(files[0].parent / "s.zarr", (Source("generic", fields, files, clock),), ())
 
 
 @pytest.mark.parametrize(

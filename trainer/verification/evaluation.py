@@ -103,7 +103,11 @@ def evaluate(forecaster: Forecaster, options: Options) -> Evaluation | None:
     }
     against = setting.baselines.get("against")
     if isinstance(against, Against):
-        about["against"] = against.described()
+        matched = sum(
+            against.place(t, t + lead) is not None for t, lead in zip(index.t[numbers], index.lead[numbers], strict=True)
+        )
+        compared = f"{matched} of {len(numbers)} forecasts, {100 * against.covered():.0f} % of the domain's cells"
+        about["against"] = f"{against.described()}; compared: {compared}"
     return Evaluation(about | summary(setting, sums, index.t[numbers], index.lead[numbers]), maps(setting, sums), folder)
 
 

@@ -1,1 +1,1 @@
-"""How the files of a source call, place and date things."""
+"""What files hold: looking into them (search), and the table of what was found (catalogue)."""

@@ -1,4 +1,4 @@
-"""What files hold which hour, as a table that all processes read."""
+"""What files hold which hour of which field, and where, as a table that all processes read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data import DataError
 from data.prepare.grids.grid import Grid, as_tables, from_tables, same_grid
+from data.prepare.sources.coordinates import Layout
 from data.prepare.sources.spellings import DEW_POINT, Named
-from data.prepare.sources.times import Dimensions
 
-VERSION = 2
-COLUMNS = ("hours", "file_of", "place_of", "dims_of")
+VERSION = 3
+COLUMNS = ("hours", "file_of", "place_of", "layout_of")
 SAME_GRID = 1e-3  # degrees; files of one product differ by rounding
 
 
@@ -28,11 +29,11 @@ class Catalogue:
     grids: list[Grid]  # every source has its own
     source_of: list[int]  # grid -> number of its source
     grid_of: dict[str, int]  # field -> index into grids
-    dims: list[Dimensions]  # how files call them
+    layouts: list[Layout]  # how files lay out fields
     hours: dict[str, np.ndarray]  # field -> (n,) ascending datetime64[h]
     file_of: dict[str, np.ndarray]  # field -> (n,) index into files
-    place_of: dict[str, np.ndarray]  # field -> (n,) index along the file's time
-    dims_of: dict[str, np.ndarray]  # field -> (n,) index into dims
+    place_of: dict[str, np.ndarray]  # field -> (n,) place in time in the file
+    layout_of: dict[str, np.ndarray]  # field -> (n,) index into layouts
     by_air: list[str]  # fields that files state as mixing ratios, which take the air's density
 
     @cached_property
@@ -51,7 +52,7 @@ class Catalogue:
     def equals(self, other: Catalogue) -> bool:
         """Whether the other one describes the same hours in the same files, on the same grid."""
         mine, theirs = self._columns(), other._columns()
-        plain = ("fields", "files", "dims", "grid_of", "source_of", "by_air")
+        plain = ("fields", "files", "layouts", "grid_of", "source_of", "by_air")
         return (
             all(getattr(self, name) == getattr(other, name) for name in plain)
             and len(self.grids) == len(other.grids)
@@ -88,6 +89,15 @@ class Catalogue:
     def on_one_grid(self, *names: str) -> bool:
         return len({self.grid_of.get(name) for name in names}) == 1
 
+    def between(self, after: dict[str, np.datetime64], last: np.datetime64) -> Catalogue:
+        """The same of the hours behind a field's own last one, up to a common one."""
+        kept = {name: (hours > after[name]) & (hours <= last) for name, hours in self.hours.items()}
+        fields = {name: named for name, named in self.fields.items() if kept[name].any()}
+        columns: dict[str, Any] = {
+            kind: {name: values[name][kept[name]] for name in fields} for kind, values in self._columns().items()
+        }
+        return replace(self, fields=fields, **columns)
+
     def on(self, grids: list[Grid], source_of: list[int], grid_of: dict[str, int]) -> Catalogue:
         """The same with the numbers that grids had in a store, all of them.
 
@@ -109,12 +119,12 @@ class Catalogue:
         return replace(self, grids=grids, source_of=source_of, grid_of=grid_of | numbers)
 
     def save(self, path: Path) -> None:
-        """Write an .npz that `load` reads."""
+        """Write an .npz that `load_catalogue` reads."""
         about = {
             "version": VERSION,
             "fields": {name: astuple(named) for name, named in self.fields.items()},
             "files": [str(file) for file in self.files],
-            "dims": self.dims,
+            "layouts": self.layouts,
             "source_of": self.source_of,
             "grid_of": self.grid_of,
             "by_air": self.by_air,
@@ -138,7 +148,12 @@ def load_catalogue(path: Path) -> Catalogue:
         if about.get("version") != VERSION:
             raise DataError(f"{path.parent} was begun by another version: remove it, and what was begun beside it.")
         fields = {name: Named(tuple(spellings), *more) for name, (spellings, *more) in about["fields"].items()}
-        hours, file_of, place_of, dims_of = ({name: file[f"{kind}/{name}"] for name in fields} for kind in COLUMNS)
-        dims = [Dimensions(*found) for found in about["dims"]]
-        found = [Path(name) for name in about["files"]], from_tables(file), about["source_of"], about["grid_of"], dims
-        return Catalogue(fields, *found, hours, file_of, place_of, dims_of, about["by_air"])
+        hours, file_of, place_of, layout_of = ({name: file[f"{kind}/{name}"] for name in fields} for kind in COLUMNS)
+        layouts = [restored(*found) for found in about["layouts"]]
+        found = [Path(name) for name in about["files"]], from_tables(file), about["source_of"], about["grid_of"], layouts
+        return Catalogue(fields, *found, hours, file_of, place_of, layout_of, about["by_air"])
+
+
+def restored(name: str, y: str, x: str, times: list[str], at: list[list[Any]]) -> Layout:
+    """A layout that was written as JSON."""
+    return Layout(name, y, x, tuple(times), tuple((dim, where) for dim, where in at))

@@ -13,19 +13,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
-
-from isal import igzip, igzip_lib
 
 from data import DataError
 
 ENDINGS = (".nc", ".nc3", ".nc4", ".cdf", ".grd", ".netcdf")  # searched for in directories and archives
 GRIB_ENDINGS = (".grib", ".grb", ".grib1", ".grb1", ".grib2", ".grb2")  # in directories only: its library wants files
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-_PACKED_WRONGLY = cast(type[Exception], igzip_lib.IsalError)  # which its types say is an instance
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, _PACKED_WRONGLY, lzma.LZMAError, EOFError)
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 # (what a file begins with, what it is and what to do with it)
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x0e\x03\x13\x01", "HDF4: turn it into NetCDF first, as with `h4tonccf_nc4` or `ncl_convert2nc`"),
@@ -142,21 +138,11 @@ def _members(archive: Path) -> Iterator[Path]:
             with zipfile.ZipFile(archive) as opened:
                 names = opened.namelist()
         else:
-            with _opened_tar(archive) as tar:
+            with tarfile.open(archive) as tar:
                 names = [member.name for member in tar if member.isfile()]
     except DAMAGED as error:
         raise DataError(f"{archive} is damaged or cut off ({error}): fetch it again.") from error
     yield from (archive / name for name in names if name.endswith(ENDINGS))
-
-
-@contextmanager
-def _opened_tar(archive: Path) -> Iterator[tarfile.TarFile]:
-    """Of gzip by a decompressor that takes a third of the time."""
-    with ExitStack() as stack:
-        packed = stack.enter_context(archive.open("rb"))
-        is_gzip = packed.peek(2).startswith(b"\x1f\x8b")
-        plain = stack.enter_context(igzip.IGzipFile(fileobj=packed)) if is_gzip else packed
-        yield stack.enter_context(tarfile.open(fileobj=plain))
 
 
 class _Tar:
@@ -168,7 +154,7 @@ class _Tar:
 
     def __init__(self, archive: Path) -> None:
         self._archive, self._open = archive, ExitStack()
-        self._coming = _contents(self._open.enter_context(_opened_tar(archive)))
+        self._coming = _contents(self._open.enter_context(tarfile.open(archive)))  # noqa: SIM115 - until `close`
         self._kept: dict[str, bytes] | None = None
 
     def read(self, name: str) -> bytes:
@@ -180,7 +166,7 @@ class _Tar:
             for other, content in self._coming:
                 if other == name:
                     return content
-            with _opened_tar(self._archive) as tar:
+            with tarfile.open(self._archive) as tar:
                 self._kept = dict(_contents(tar))
         return self._kept[name]
 

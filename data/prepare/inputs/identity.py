@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from data.process.written import write_text
 
 RECORD = "sources.json"  # in a finished store
 SMALL = 16 << 20  # bytes; sooner hashed twice than locked
+REST = "rest.json"  # in the parts of an appended one: files with hours for the next time
 SEEN = "seen.json"  # in the parts of an unfinished one: the glance when the catalogue was made
 
 
@@ -28,9 +30,23 @@ def glance(files: list[Path]) -> dict[str, list[int]]:
     return {str(file): _glance(file) for file in {on_disk(file) for file in files}}
 
 
-def begin(parts: Path, seen: dict[str, list[int]]) -> None:
-    """Remember what the files looked like before they were catalogued."""
+def begin(parts: Path, seen: dict[str, list[int]], rest: Collection[str] = ()) -> None:
+    """Remember what the files looked like before they were catalogued, and which hold hours for the next time."""
     (parts / SEEN).write_text(json.dumps(seen))
+    (parts / REST).write_text(json.dumps(sorted(rest)))
+
+
+def unknown(files: list[Path], known: dict[str, dict[str, Any]]) -> list[Path]:
+    """Files that a store was not made of, by their content, wherever they lie; and those that hold hours for the next time."""
+    whole = {about["sha256"] for about in known.values() if not about.get("rest")}
+    found = []
+    for file in files:
+        about = known.get(str(on_disk(file)))
+        if about is not None and not about.get("rest"):
+            continue
+        if about is not None or _sha256(on_disk(file)) not in whole:
+            found.append(file)
+    return found
 
 
 def replaced(parts: Path, files: list[Path]) -> list[Path]:
@@ -87,12 +103,12 @@ def require_still(parts: Path, file: Path) -> None:
 
 def describe(parts: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     """What a finished store remembers of its files, also of those that gave no hour."""
-    found = {}
+    found, rest = {}, set(json.loads((parts / REST).read_text()))
     for file in sorted({on_disk(file) for file in files}):
         content_of(parts, file)
         known = _known(_record(parts, file))
         assert known is not None
-        found[str(file)] = known
+        found[str(file)] = known | ({"rest": True} if str(file) in rest else {})
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,12 @@ class Named:
     spellings: tuple[str, ...]
     units: str
     stated: bool = False  # by the user's map: then it overrules what the file says
-    level: int | None = None  # which one of several
+    level: float | None = None  # which one of several, by its value, or by its place where files state none
+
+
+def spelling(held: Container[Hashable], named: Named) -> str | None:
+    """The name of a field among those that a file holds, None if it has it not."""
+    return next((name for name in named.spellings if name in held), None)
 
 
 def known_fields(source: str) -> dict[str, Named]:
@@ -73,8 +78,8 @@ def fields_of(source: str, lines: dict[str, Any], where: str, defined: tuple[Var
                 f"{where}: '{name}' says nothing: write  {name}: {{name: NAME_IN_THE_FILES, units: {own[name].units}}}"
             )
         wrong, level = set(entry) - {"name", "units", "level"}, entry.get("level")
-        if wrong or type(level) not in (int, type(None)):
-            what = f"unknown {', '.join(map(str, wrong))}" if wrong else f"level {level!r}, which is counted from 0"
+        if wrong or type(level) not in (int, float, type(None)):
+            what = f"unknown {', '.join(map(str, wrong))}" if wrong else f"level {level!r}, which is no number"
             raise DataError(f"{where}: '{name}' has {what}: a line has name, and perhaps units and level.")
         fields[name] = Named(_spellings(entry["name"]), str(entry.get("units", own[name].units)), "units" in entry, level)
     static = [name for name in fields if name in PUBLISHED.names("static")]

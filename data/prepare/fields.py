@@ -1,28 +1,83 @@
-"""Hours of our variables in our units, on the target's grid."""
+"""Hours of our variables in our units, on the target's grid.
+
+Every file is opened once. What is impossible is judged on the source's own cells, before anything is mixed by regridding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from data import DataError
 from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
-from data.prepare.sources.hours import Asked, Stored, decoded, stored_hours
+from data.prepare.inputs.opening import opened
+from data.prepare.sources.coordinates import PIECES, Layout
 from data.prepare.sources.spellings import DEW_POINT
-from data.prepare.sources.units import (
-    LIKELY,
-    concentration,
-    conversion,
-    mass_mixing_ratio,
-    relative_humidity,
-    units_of,
-)
+from data.prepare.sources.units import LIKELY, concentration, conversion, mass_mixing_ratio, relative_humidity, units_of
 from data.variables import Variable
 
 AIR = ("temp", "psfc", DEW_POINT)  # what other fields of the same hours are converted with
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A field as it is stored: perhaps packed, with its own fill values."""
+
+    name: str  # in the file
+    values: np.ndarray  # (n, H, W), or (n, pieces, H, W) of which the first with a value is taken
+    attributes: dict[str, Any]
+
+
+def stored_hours(path: Path, asked: dict[str, tuple[Layout, np.ndarray]]) -> Iterator[tuple[str, Stored]]:
+    """Some fields of a file, each at some places in time, one after the other.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with opened(path) as dataset:
+        for name, (layout, places) in asked.items():
+            array = dataset[layout.name].isel(dict(layout.at))
+            index = np.unravel_index(places, tuple(array.sizes[dim] for dim in layout.times)) if layout.times else ()
+            box = {dim: slice(int(i.min()), int(i.max()) + 1) for dim, i in zip(layout.times, index, strict=True)}
+            pieces = [PIECES] if PIECES in array.dims and PIECES not in layout.times else []
+            values = array.isel(box).transpose(*layout.times, *pieces, layout.y, layout.x).to_numpy()
+            values = values[tuple(i - i.min() for i in index)] if layout.times else values[None]
+            yield name, Stored(layout.name, values, array.attrs)
+
+
+def decoded(stored: Stored) -> np.ndarray:
+    """(n, H, W) float32, NaN where missing; of several pieces the first that has a value."""
+    packed = {"scale_factor", "add_offset"} & set(stored.attributes)
+    if packed or stored.values.dtype.kind != "f":
+        variable = xr.Variable([f"d{axis}" for axis in range(stored.values.ndim)], stored.values, stored.attributes)
+        plain = xr.conventions.decode_cf_variable(stored.name, variable, decode_times=False, decode_timedelta=False)
+        values = np.array(plain.to_numpy(), "f4")
+    else:
+        values = np.array(stored.values, "f4", copy=stored.values.dtype != np.float32 or None)
+        for fill in _fill_values(stored):
+            values[values == fill] = np.nan
+    if values.ndim < 4:
+        return values
+    joined = values[:, 0]
+    for piece in range(1, values.shape[1]):
+        joined = np.where(np.isnan(joined), values[:, piece], joined)
+    return joined
+
+
+def _fill_values(stored: Stored) -> list[np.float32]:
+    """What stands for a missing value, rounded as the data are: files state it as a double, several times, or as text."""
+    stated = [value for key in ("_FillValue", "missing_value") for value in np.atleast_1d(stored.attributes.get(key, []))]
+    try:
+        return [np.float32(value) for value in stated]
+    except ValueError as error:
+        raise DataError(f"'{stored.name}': its missing value {stated} is not a number. Correct the attribute.") from error
 
 
 class Reader:
@@ -64,7 +119,7 @@ class Reader:
         """Fill the fields in the units of the store; hours that no file has stay as they are.
 
         Raises:
-            DataError: a file is damaged, its unit is unknown, or its values fit another unit.
+            DataError: a file is damaged, its unit is unknown, or its values are impossible or fit another unit.
         """
         first = [name for name in AIR if name in self.catalogue.fields]
         rest = [name for name in self.catalogue.fields if name not in AIR]
@@ -74,12 +129,12 @@ class Reader:
         if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
             slots = self._slots(DEW_POINT)
             humidity = relative_humidity(self._air[DEW_POINT][slots], self._air["temp"][slots])
-            self._keep("rh", slots, self._regridder("temp")(humidity))
+            self._keep("rh", slots, self._judged("rh", humidity, slots, "temp", "computed of the dew point"), "temp")
         if self._along_grid:
             both = turned(self._along_grid["u"], self._along_grid["v"], self._grid("u"))
             for name, wind in zip(("u", "v"), both, strict=True):
                 slots = self._slots(name)
-                self._keep(name, slots, self._regridder(name)(wind[slots]))
+                self._keep(name, slots, self._judged(name, wind[slots], slots, name, "turned to the east and north"), name)
         for name in self.catalogue.fields:
             own = "rh" if name == DEW_POINT and "rh" not in self.catalogue.fields else name
             if own in self._fields:
@@ -91,27 +146,71 @@ class Reader:
     def _read_file(self, number: int, names: list[str]) -> None:
         own, path = self.catalogue, self.catalogue.files[number]
         places = {name: found for name in names if len((found := self._places(name, number))[0])}
-        asked = {name: Asked(own.fields[name], own.dims[called[0]], along) for name, (_, along, called) in places.items()}
+        asked = {name: (own.layouts[how[0]], along) for name, (_, along, how) in places.items()}
         for name, stored in stored_hours(path, asked):
             slots = places[name][0]
             values, ratio = self._converted(stored, name, path)
+            if ratio and not self.catalogue.on_one_grid(name, "temp", "psfc"):
+                self._keep_in_air_of_target(name, slots, values)
+                continue
+            if ratio:
+                shape = self._grid(name).shape
+                values = concentration(values, *(self._hours(self._air, of, shape)[slots] for of in ("psfc", "temp")))
+            turning = name in ("u", "v") and self.winds == "grid"
+            if not turning:
+                _clear_packing(self.become[name], values)
+                values = self._judged(name, values, slots, name, str(path))
             if name in AIR and self._needs_air():
                 self._hours(self._air, name, self._grid(name).shape)[slots] = values
-            if name in ("u", "v") and self.winds == "grid":
+            if turning:
                 for wind in ("u", "v"):
                     self._hours(self._along_grid, wind, self._grid(name).shape)
                 self._along_grid[name][slots] = values
             elif name != DEW_POINT:
-                self._keep(name, slots, self._on_target(name, values, slots, ratio))
+                self._keep(name, slots, values, name)
 
-    def _keep(self, name: str, slots: np.ndarray, values: np.ndarray) -> None:
-        """Put fields in their place, impossible values judged: also those of the air, before others are converted by it."""
+    def _keep(self, name: str, slots: np.ndarray, values: np.ndarray, like: str) -> None:
+        """Regrid a field from the grid of another one, and put it in its place."""
+        self._fields[name][slots] = self._regridder(like)(values)
+
+    def _judged(self, name: str, values: np.ndarray, slots: np.ndarray, like: str, where: str) -> np.ndarray:
+        """Values on the source's cells, impossible ones clipped or masked where that was asked for.
+
+        Raises:
+            DataError: one that reaches the target is impossible.
+        """
+        variable = self.become[name]
+        low, high = variable.valid_min, variable.valid_max
+        impossible = (values < low) | (values > high)
+        if name in self.mask_beyond:
+            values[impossible] = np.nan
+            return values
+        if name in self.clip:
+            np.clip(values, low, high, out=values, where=np.isfinite(values))
+            impossible &= np.isinf(values)
+        impossible &= self._regridder(like).used.reshape(impossible.shape[1:])
+        if impossible.any():
+            wrong, hour = values[impossible], self.first + int(slots[impossible.any((1, 2)).argmax()])
+            what = "infinite" if np.isinf(wrong).any() else f"{wrong.min():.6g} .. {wrong.max():.6g}"
+            fits = self._fitting(name, float(np.nanmedian(values))) if variable.typical else []
+            looks = f" It looks like {' or '.join(fits)}." if fits else ""
+            raise DataError(
+                f"'{name}' at {hour} is {what} in {len(wrong)} cells ({where}), possible is {low:g} .. {high:g} "
+                f"{variable.units}.{looks} Check the unit of the source, or whether it has a fill value that its files do not "
+                f"declare; if such extremes are real, prepare with --clip {name} or --mask-beyond {name}."
+            )
+        return values
+
+    def _keep_in_air_of_target(self, name: str, slots: np.ndarray, ratios: np.ndarray) -> None:
+        """Mixing ratios of another grid than the air's, as concentrations in the air over the target; judged there."""
+        found = concentration(self._regridder(name)(ratios), *(self._fields[of][slots] for of in ("psfc", "temp")))
+        _clear_packing(self.become[name], found)
         variable = self.become[name]
         if name in self.clip:
-            np.clip(values, variable.valid_min, variable.valid_max, out=values)
+            np.clip(found, variable.valid_min, variable.valid_max, out=found)
         elif name in self.mask_beyond:
-            values[(values < variable.valid_min) | (values > variable.valid_max)] = np.nan
-        self._fields[name][slots] = values
+            found[(found < variable.valid_min) | (found > variable.valid_max)] = np.nan
+        self._fields[name][slots] = found
 
     def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
         """All hours of a field, which are missing until they are read."""
@@ -125,18 +224,6 @@ class Reader:
     def _regridder(self, name: str) -> Regridder:
         return self.regridders[self.catalogue.grid_of[name]]
 
-    def _on_target(self, name: str, values: np.ndarray, slots: np.ndarray, ratio: bool) -> np.ndarray:
-        """Regridded; mixing ratios become concentrations in the air of their own grid, or else in that over the target."""
-        regridder = self._regridder(name)
-        late = ratio and not self.catalogue.on_one_grid(name, "temp", "psfc")
-        if ratio and not late:
-            shape = self._grid(name).shape
-            values = concentration(values, *(self._hours(self._air, of, shape)[slots] for of in ("psfc", "temp")))
-        elif late:
-            values = concentration(regridder(values), *(self._fields[of][slots] for of in ("psfc", "temp")))
-        _clear_packing(self.become[name], values)
-        return values if late else regridder(values)
-
     def _span(self, name: str) -> slice:
         """Which of a field's hours are ours."""
         hours = self.catalogue.hours[name]
@@ -147,10 +234,10 @@ class Reader:
         return (self.catalogue.hours[name][self._span(name)] - self.first).astype(int)
 
     def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a field in a file: which of our hours it holds, where, and along which dimensions."""
+        """Of a field in a file: which of our hours it holds, where, and in which layout."""
         own, span = self.catalogue, self._span(name)
         mine = own.file_of[name][span] == number
-        return self._slots(name)[mine], own.place_of[name][span][mine], own.dims_of[name][span][mine]
+        return self._slots(name)[mine], own.place_of[name][span][mine], own.layout_of[name][span][mine]
 
     def _converted(self, stored: Stored, name: str, path: Path) -> tuple[np.ndarray, bool]:
         """(n, H, W) on the source's grid, in our units or as kg per kg of air; and whether it is the latter."""
