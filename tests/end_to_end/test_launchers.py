@@ -5,6 +5,7 @@ The last two need root, network namespaces and the packages openssh-server, pdsh
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,46 @@ def test_launchers_end_in_the_same_weights(config: Path, truth: dict[str, torch.
     assert f"2 rank(s) by {launcher}" in done.stderr
     assert "all-reduce over all ranks: 2 ranks" in done.stderr
     assert_same(run_dir, truth)
+
+
+def scores_of(out: Path) -> dict[str, Any]:
+    """What ranks wrote together, without what names the process."""
+    scores: dict[str, Any] = json.loads((out / "evaluation-test.json").read_text())["scores"]
+    return scores
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path, truth: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Scores of one process."""
+    out = config.parent / "evaluated-alone"
+    done = run([sys.executable, "-m", "trainer", "evaluate", str(config.parent / "truth"), "--out", str(out)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return scores_of(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+def test_an_evaluation_is_shared_by_the_ranks_of_every_launcher(config: Path, alone: dict[str, Any], launcher: str) -> None:
+    """Under some of them every process was rank 0, and all wrote the same files."""
+    out = config.parent / f"evaluated-{launcher}"
+    start = {
+        "deepspeed": [
+            "deepspeed",
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(free_port()),
+            "--no_local_rank",
+            "--module",
+            "trainer",
+        ],
+        "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "trainer"],
+        "mpirun": ["mpirun", "-n", "2", sys.executable, "-m", "trainer"],
+    }
+    done = run([*start[launcher], "evaluate", str(config.parent / "truth"), "--out", str(out)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1
+    assert scores_of(out) == alone
 
 
 def test_another_number_of_ranks_than_asked_for_is_refused(config: Path) -> None:
