@@ -43,6 +43,8 @@ def load_forecaster(path: str | Path) -> StandaloneForecaster:
     if record is None or path.suffix == ".ckpt":
         remedy = "use `python -m trainer checkpoint export`"
         raise CheckpointError(f"{path} is neither a run nor an export of ours: {remedy}.")
+    if "data" not in record.fingerprints:
+        raise CheckpointError(f"nothing is recorded of the data behind {path}: start a run from it (init_from), and take that.")
     run = validate(record.config, str(path))
     device = device_of(world())
     network = network_of(weights, run)[0].to(device).eval()

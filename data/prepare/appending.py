@@ -96,10 +96,13 @@ def _settle(path: Path, longer: Path) -> None:
     """Let the longer store, once it is whole, take the place of the old one, which goes; at once, for those who read it."""
     if longer.exists() and not path.exists():  # killed where two directories cannot be exchanged at once
         longer.rename(path)
+    doomed = path.with_name(path.name + ".replaced")  # no store once it is half removed
+    shutil.rmtree(doomed, ignore_errors=True)
     if longer.exists():
         if opening.open_store(longer).fingerprint not in opening.open_store(path).earlier:
             exchange(path, longer)
-        shutil.rmtree(longer)
+        longer.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _lengthen_scan(store: Store, plan: dict[str, Any]) -> None:

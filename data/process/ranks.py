@@ -98,6 +98,9 @@ def find_ranks(environ: Mapping[str, str]) -> World:
 
 def by_mpi(environ: Mapping[str, str]) -> bool:
     """Whether a process belongs to an MPI job, which importing mpi4py joins; no other may do that."""
+    sizes = [environ[name] for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE") if name in environ]
+    if "SLURM_PROCID" in environ and set(sizes) <= {"1"} and environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return False  # one task of srun, which some sites start with MPI's variables
     return any(name in environ for name in LAUNCHED_BY_MPI)
 
 

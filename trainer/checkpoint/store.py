@@ -195,12 +195,15 @@ def reading(checkpoint: Path) -> Iterator[None]:
         Unreadable: the file system refuses it now.
     """
     gone = Gone(f"{checkpoint} is not there, or was just removed by its run: take a newer one.")
+    checkpoint = checkpoint.resolve()  # `latest` may be another one soon
     try:
-        mark = locks.hold(checkpoint / f"{READING}{uuid.uuid4().hex}")
+        mark = locks.hold(checkpoint / f"{READING}{uuid.uuid4().hex}", vital=False)
     except FileNotFoundError as error:
+        if (checkpoint / MANIFEST).exists():
+            raise unreadable(checkpoint, OSError(errno.EIO, f"it cannot be marked as being read: {error}")) from error
         raise gone from error
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise unreadable(checkpoint, error) from error
         log.info("WARNING: %s cannot be marked as being read (%s): a running job may remove it meanwhile", checkpoint, error)
         yield

@@ -98,7 +98,7 @@ def prepare(options: argparse.Namespace, size: int) -> Run:
 def _settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What must be the same on every rank; where a node has its copy of the store is its own."""
     tree = run.model_dump(mode="json")
-    tree["data"].pop("cache_dir")
+    tree["data"]["cache_dir"] = run.data.cache_dir is not None  # copying is a collective
     tree["allow-change"] = options.allow_change
     tree["DeepSpeed configuration"] = options.deepspeed_config.read_text()
     return tree | {name: version(name) for name in ("torch", "deepspeed", "topoflow-trainer")}
@@ -110,8 +110,8 @@ def work(run: Run, options: argparse.Namespace, world: Joined, watchdog: Watchdo
     from trainer.process.stop import StopVote, end_time
 
     stop = StopVote(run.run_dir, end_time(options.time_limit, os.environ))
-    launch.require_shared(run.run_dir, world)
     launch.require_alike(_settings(run, options), world)
+    launch.require_shared(run.run_dir, world)
     claimed = launch.claim(run.run_dir, world)
     finished = train(Job(run, options, world, watchdog, stop))
     stop.finish()

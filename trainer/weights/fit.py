@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.variables import MODEL_INPUTS
+from trainer.checkpoint.manifest import CheckpointError
 from trainer.config import InitFrom, Run
 from trainer.config_file import validate
 from trainer.model.compat import SETTINGS, translate
@@ -59,8 +60,29 @@ def network_of(weights: Weights, run: Run, source: InitFrom | None = None) -> tu
     network = TopoFlow(run.architecture())
     tensors, report = fit(weights, network, run, source)
     report.refuse_unless_complete()
+    if source is None:
+        _require_trained_for(weights, run, report)
     network.load_state_dict({**network.state_dict(), **tensors})
     return network, report
+
+
+def _require_trained_for(weights: Weights, run: Run, report: ImportReport) -> None:
+    """A run's own weights are asked for what they were trained for, and nothing starts fresh.
+
+    Raises:
+        CheckpointError: channels, targets or lead times are others.
+    """
+    now, before = meaning(run), _recorded(weights, 0)
+    untrained = []
+    for key in (TARGETS, LEADS):
+        known = before.get(key) or now[key]
+        untrained += [f"{key} {name}" for name in now[key] if name not in known]
+    wrong = [*untrained, *(f"channel {name}" for name in [*report.fresh, *report.left_out])]
+    if wrong:
+        raise CheckpointError(
+            f"{weights.source} was not trained with {', '.join(wrong[:6])}: leave the override out, or train "
+            "a run that starts from it (init_from)."
+        )
 
 
 def fit(
