@@ -46,6 +46,7 @@ from trainer.checkpoint import loading, same_run, store
 from trainer.checkpoint.manifest import Begun, CheckpointError, Unreadable, write
 from trainer.checkpoint.record import write_tensors
 from trainer.config_file import load
+from trainer.forecaster import load_forecaster
 from trainer.process.stop import end_time
 from trainer.run.start import look_back
 from trainer.scores.comparison import other_identity
@@ -452,3 +453,24 @@ def test_f74_resuming_only_looks_and_puts_nothing_aside_before_it_may(trained: P
     with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.002 then, 9\.0 now"):
         look_back(asked, present(config=asked.model_dump(mode="json")), [])
     assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == ["step-00000003", "step-00000006"]
+
+
+def test_f72_a_run_is_scored_with_what_it_was_trained_for(trained: Path) -> None:
+    """An override of channels or lead times gave random rows to the network, and nothing said so."""
+    for override, said in (("data.derived=[sun]", "channel sun"), ("data.lead_hours=[6, 12, 18]", "data.lead_hours 18")):
+        with pytest.raises(CheckpointError, match=f"was not trained with {said}"):
+            load_forecaster(trained, overrides=[override])
+
+
+def test_f83_who_reads_latest_is_not_ended_when_the_run_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mark was looked for in the newer checkpoint, and the process ended at once."""
+    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    checkpoint = make(tmp_path, 1, None)
+    latest = tmp_path / "checkpoints/latest"
+    latest.symlink_to(checkpoint.name)
+    with store.reading(latest):
+        (mark,) = checkpoint.glob("reading-*")
+        latest.unlink()
+        latest.symlink_to(make(tmp_path, 2, None).name)
+        mark.unlink()
+        time.sleep(0.3)

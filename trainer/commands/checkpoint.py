@@ -116,7 +116,6 @@ def export(path: Path, to: Path | None, raw: bool = False) -> None:
             beside = _beside(weights.loaded.path.resolve().parent.parent, to)
             record = record.model_copy(update={"files": beside})
         write_whole(to, lambda file: write_tensors(file, tensors, record))
-        to.with_suffix(".json").unlink(missing_ok=True)  # where exports once had their record
         print(f"wrote {to}: the weights {weights.taken}")
         return
     if record.config["model"]["elevation_bias"] == "climb":
