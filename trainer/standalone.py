@@ -56,8 +56,9 @@ def load_forecaster(path: str | Path) -> StandaloneForecaster:
         if exported and (sha256_of(file) if file.exists() else None) != record.files.get(name):
             remedy = "copy it again from beside the export"
             raise DataError(f"{file} is not what was exported with {path.name}: {remedy}.")
-    source, data = f"{weights.source}, step {record.step}, weights {weights.taken}", record.fingerprints["data"]
-    return StandaloneForecaster(run, network, kept[0], kept[1], data, device, source)
+    source = f"{weights.source}, step {record.step}, weights {weights.taken}"
+    known = record.fingerprints["data"], record.statistics
+    return StandaloneForecaster(run, network, kept[0], kept[1], *known, device, source)
 
 
 @dataclass
@@ -69,6 +70,7 @@ class StandaloneForecaster:
     surroundings: Path
     climatology: Path
     data: str  # fingerprint of what it was trained on
+    statistics: dict[str, dict[str, float]]  # by which its inputs were normalised
     device: torch.device
     source: str
 
@@ -92,7 +94,7 @@ class StandaloneForecaster:
         if unknown:
             raise DataError(f"the run was trained for {self.run.data.lead_hours} h, not for {unknown} h.")
         kept, scan = surroundings.restore(self.surroundings)
-        if not kept.continues(self.data):
+        if not kept.continues(self.data) or kept.statistics != self.statistics:
             raise DataError(f"{self.surroundings} is of other data than the network: bring back its own.")
         hours = Analyses(analyses, kept)
         at = replace(kept, times=hours.axis)
