@@ -110,8 +110,8 @@ def work(run: Run, options: argparse.Namespace, world: Joined, watchdog: Watchdo
     from trainer.process.stop import StopVote, end_time
 
     stop = StopVote(run.run_dir, end_time(options.time_limit, os.environ))
-    launch.require_alike(_settings(run, options), world)
     launch.require_shared(run.run_dir, world)
+    launch.require_alike(_settings(run, options), world)
     claimed = launch.claim(run.run_dir, world)
     finished = train(Job(run, options, world, watchdog, stop))
     stop.finish()
