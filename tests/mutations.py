@@ -133,7 +133,7 @@ MUTATIONS = [
     Mutation("F77", "trainer/checkpoint/state.py", "    for key in new:\n", "    for key in () if had else new:\n"),
     Mutation("F78", "trainer/model/compat.py", 'WRAPPERS = {"_orig_mod", ', "WRAPPERS = {"),
     Mutation("F79", "trainer/process/rank.py", "    launch.require_alike(_settings(run, options), world)\n", ""),
-    Mutation("F80", "data/process/ranks.py", "return any(name in environ for name in LAUNCHED_BY_MPI)", "return bool(0)"),
+    Mutation("F80", "data/process/ranks.py", "return any(name in environ for name in LAUNCHED_BY_MPI)", "return False"),
     Mutation("F81", "data/store/layout.py", "return fingerprint in (*self.earlier, self.fingerprint)",
              "return fingerprint == self.fingerprint"),
     Mutation("F82", "data/process/locks.py", "if not self._vital or self._is_mine() or self._closed.is_set():", "if True:"),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from data import DataError
 from data.batch import Batch
-from data.prepare.fields import Stored, decoded
+from data.prepare.catalogue.catalogue import SAME_GRID
+from data.prepare.fields import decoded, stored_at
 from data.prepare.grids import regrid
-from data.prepare.grids.grid import Grid
+from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.inputs.opening import opened
 from data.prepare.sources.coordinates import Layout, coordinates, layout
 from data.prepare.sources.source import Clock
@@ -38,14 +39,15 @@ class Against:
             DataError: the file is no such forecasts, or lacks a pollutant or its units.
         """
         self.path, self.targets, self._store, self._device = path, targets, store, device
-        self._file: xr.Dataset = ExitStack().enter_context(opened(path))
+        self._until = ExitStack()  # the file stays open as long as this object lives
+        self._file: xr.Dataset = self._until.enter_context(opened(path))
         self._layouts: dict[str, Layout] = {}
         self._places: dict[str, dict[Pair, int]] = {}
         self._names = {name: self._spelt(name) for name in targets}
+        self._grid = coordinates(self._file, self._names[targets[0]], path).grid
         for name in dict.fromkeys([*self._names.values(), *self._air.values()]):
             self._look_into(name)
-        place = coordinates(self._file, self._names[targets[0]], path)
-        self._regridder = regrid.build(place.grid, Grid(store.lat, store.lon), "bilinear")
+        self._regridder = regrid.build(self._grid, Grid(store.lat, store.lon), "bilinear")
         self._field = lru_cache(maxsize=KEPT_FIELDS)(self._read)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -58,8 +60,8 @@ class Against:
 
     def place(self, hour: int, valid: int) -> Pair | None:
         """What the forecast is called that starts at one time index and is valid at another; None where there is none."""
-        there = self._places[self._names[self.targets[0]]]
-        return next((pair for pair in ((int(hour), int(valid)), (None, int(valid))) if pair in there), None)
+        pairs = self._places[self._names[self.targets[0]]]
+        return next((pair for pair in ((int(hour), int(valid)), (None, int(valid))) if pair in pairs), None)
 
     def covered(self) -> float:
         """Share of the cells of the domain over which there are forecasts."""
@@ -77,14 +79,26 @@ class Against:
         return f"{self.path.name} ({source + '; ' if source else ''}{times[0]} to {times[1]}, {said})"
 
     def _look_into(self, name: str) -> None:
-        """Where the hours of a variable lie."""
-        place, hours = coordinates(self._file, name, self.path), valid_hours(self._file, name, self.path, Clock(name_zone=0.0))
+        """Where the hours of a variable lie.
+
+        Raises:
+            DataError: it is on another grid than the variables before it, or a forecast stands twice.
+        """
+        place = coordinates(self._file, name, self.path)
+        hours = valid_hours(self._file, name, self.path, Clock(name_zone=0.0))
+        if not same_grid(place.grid, self._grid, SAME_GRID):
+            raise DataError(
+                f"--against {self.path}: '{name}' is on another grid than '{self._names[self.targets[0]]}'. "
+                "Interpolate one to the other's first."
+            )
         self._layouts[name] = layout(self._file, name, place, hours, None, self.path, name)
         valid = (hours.valid - self._store.times[0].astype("datetime64[h]")).astype(int).tolist()
         starts = [None] * len(valid)
         if hours.leads is not None:
             starts = (np.array(valid) - hours.leads.round().astype(int)).tolist()
         self._places[name] = dict(zip(zip(starts, valid, strict=True), hours.places.tolist(), strict=True))
+        if len(self._places[name]) < len(valid):
+            raise DataError(f"--against {self.path}: '{name}' has the same forecast twice. Remove one of the two.")
 
     def _spelt(self, name: str) -> str:
         """What the file calls a pollutant, in units that are known."""
@@ -137,10 +151,7 @@ class Against:
 
     def _stored(self, pair: Pair, found: str) -> np.ndarray:
         """(1, H, W) as the file states it, NaN where it is missing or not there."""
-        how, place = self._layouts[found], self._places[found].get(pair)
-        array = self._file[found].isel(dict(how.at))
+        place = self._places[found].get(pair)
         if place is None:
-            return np.full((1, array.sizes[how.y], array.sizes[how.x]), np.nan, "f4")
-        index = np.unravel_index(place, tuple(array.sizes[dim] for dim in how.times)) if how.times else ()
-        at = array.isel({dim: int(i) for dim, i in zip(how.times, index, strict=True)})
-        return decoded(Stored(found, at.transpose(..., how.y, how.x).to_numpy()[None], array.attrs))
+            return np.full((1, *self._grid.shape), np.nan, "f4")
+        return decoded(stored_at(self._file, self._layouts[found], np.array([place])))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data import DataError
-from data.prepare.beginning import build_scan, console, require_same_hours
+from data.prepare.beginning import build_scan, console, require_same_hours, warn_of_lacking
 from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
 from data.prepare.catalogue.search import forget, make_catalogue
 from data.prepare.grids.grid import Grid, from_tables
@@ -135,11 +135,11 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> bo
     sources = sources_in(plan)
     files = files_of(sources)
     seen = identity.glance(files)
-    there = {name: _last_hour(store, name) for name in store.contents.hourly}
+    stored_until = {name: _last_hour(store, name) for name in store.contents.hourly}
     found = make_catalogue(longer, sources, defined_in(plan), workers).on(*_grids(store))
-    _require_later(found, store, there)
-    last, why = _reached(found, sources, there)
-    catalogue = found.between({name: there[_stored(name)] for name in found.hours}, last)
+    _require_later(found, store, stored_until)
+    last, why = _reached(found, sources, stored_until)
+    catalogue = found.between({name: stored_until[_stored(name)] for name in found.hours}, last)
     forget(longer)
     if not catalogue.fields:
         console.print(f"nothing is appended: {why} reaches to {last} only. Append its later files, too.")
@@ -181,7 +181,9 @@ def _last_hour(store: Store, name: str) -> np.datetime64:
     return store.times[np.flatnonzero(there)[-1]] if there.any() else store.times[0] - 1
 
 
-def _reached(found: Catalogue, sources: tuple[Source, ...], there: dict[str, np.datetime64]) -> tuple[np.datetime64, str]:
+def _reached(
+    found: Catalogue, sources: tuple[Source, ...], stored_until: dict[str, np.datetime64]
+) -> tuple[np.datetime64, str]:
     """As far as every source reaches with its new files, and the source that reaches least far.
 
     A variable that is in none of a source's new files does not count: it is missing in them, as `prepare` has it.
@@ -189,8 +191,8 @@ def _reached(found: Catalogue, sources: tuple[Source, ...], there: dict[str, np.
     reached = []
     for source in sources:
         own = [name for name in source.fields if name in found.hours]
-        lasts = [max(found.hours[name][-1], there[_stored(name)]) for name in own]
-        reached.append((min(lasts) if own else max(there[_stored(name)] for name in source.fields), source.kind))
+        lasts = [max(found.hours[name][-1], stored_until[_stored(name)]) for name in own]
+        reached.append((min(lasts) if own else max(stored_until[_stored(name)] for name in source.fields), source.kind))
         absent = [_stored(name) for name in source.fields if own and name not in own]
         if absent:
             console.print(
@@ -200,7 +202,7 @@ def _reached(found: Catalogue, sources: tuple[Source, ...], there: dict[str, np.
 
 
 def _warn_of_lacking(catalogue: Catalogue, store: Store, winds: str) -> None:
-    """Say which fields will be missing at which hours for want of what they are converted with.
+    """Say which fields will be missing for want of what they are converted with.
 
     Raises:
         DataError: that was read before, and is known on the grid of the store alone.
@@ -208,16 +210,13 @@ def _warn_of_lacking(catalogue: Catalogue, store: Store, winds: str) -> None:
     air = [_last_hour(store, name) for name in ("temp", "psfc") if name in store.contents.names("weather")]
     known = store.times[store.times <= min(air)] if air else store.times[:0]
     for name, hours in catalogue.incomplete(winds, known).items():
-        needed = " and ".join(catalogue.converted_with(name, winds))
         if np.isin(hours, known).any():
+            needed = " and ".join(catalogue.converted_with(name, winds))
             raise DataError(
                 f"the new files hold '{name}' at {hours[0]}, and the {needed} that it is converted with were read before. "
                 "Prepare all files together again."
             )
-        console.print(
-            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
-            "converted with"
-        )
+    warn_of_lacking(catalogue, winds, known)
 
 
 def _grids(store: Store) -> tuple[list[Grid], list[int], dict[str, int]]:
@@ -230,7 +229,7 @@ def _grids(store: Store) -> tuple[list[Grid], list[int], dict[str, int]]:
     return grids, about["source_of"], about["grid_of"]
 
 
-def _require_later(catalogue: Catalogue, store: Store, there: dict[str, np.datetime64]) -> None:
+def _require_later(catalogue: Catalogue, store: Store, stored_until: dict[str, np.datetime64]) -> None:
     """Every variable's hours are after those that the store has of it, and in no split, which runs have learned from.
 
     Files of which earlier hours were taken are no exception to the latter.
@@ -238,12 +237,13 @@ def _require_later(catalogue: Catalogue, store: Store, there: dict[str, np.datet
     known = {path for path, about in identity.recorded(store.path).items() if about.get("rest")}
     end = max(last for ranges in store.splits.values() for _, last in ranges)
     for name, hours in catalogue.hours.items():
-        last = there[_stored(name)]
-        for hour, number in zip(hours[hours <= last], catalogue.file_of[name], strict=False):
+        last = stored_until[_stored(name)]
+        for number in np.unique(catalogue.file_of[name][hours <= last]).tolist():
             file = catalogue.files[number]
             if str(identity.on_disk(file)) not in known:
+                first = hours[catalogue.file_of[name] == number][0]
                 raise DataError(
-                    f"{file} holds '{name}' at {hour}, and {store.path} has it up to {last}: only later hours can be "
+                    f"{file} holds '{name}' at {first}, and {store.path} has it up to {last}: only later hours can be "
                     "appended. Leave it out, or prepare all files together again."
                 )
         early = hours[(hours > last) & (hours <= store.times[end - 1])]

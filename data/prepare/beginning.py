@@ -51,12 +51,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     require_all(catalogue, plan.sources)
     _require_axes(catalogue, plan)
     console.print(f"{len(plan.files)} files, {' .. '.join(map(str, catalogue.span))}")
-    for name, hours in catalogue.incomplete(winds_of(plan.sources), np.array([], "datetime64[h]")).items():
-        needed = " and ".join(catalogue.converted_with(name, winds_of(plan.sources)))
-        console.print(
-            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
-            "converted with"
-        )
+    warn_of_lacking(catalogue, winds_of(plan.sources), np.array([], "datetime64[h]"))
     regridders, methods = zip(*(_regridder(number, catalogue, plan) for number in range(len(catalogue.grids))), strict=True)
     static = static_fields(plan, np.logical_and.reduce([regridder.covered for regridder in regridders]))
     if plan.scan:
@@ -83,6 +78,16 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
     write_text(parts / PLAN, json.dumps(plan.identity()))
     forget(path)
     return True
+
+
+def warn_of_lacking(catalogue: Catalogue, winds: str, with_air: np.ndarray) -> None:
+    """Say which fields will be missing at which hours for want of what they are converted with."""
+    for name, hours in catalogue.incomplete(winds, with_air).items():
+        needed = " and ".join(catalogue.converted_with(name, winds))
+        console.print(
+            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
+            "converted with"
+        )
 
 
 def _provenance(plan: Plan, catalogue: Catalogue, methods: tuple[str, ...]) -> dict[str, Any]:

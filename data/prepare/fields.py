@@ -43,13 +43,19 @@ def stored_hours(path: Path, asked: dict[str, tuple[Layout, np.ndarray]]) -> Ite
     """
     with opened(path) as dataset:
         for name, (layout, places) in asked.items():
-            array = dataset[layout.name].isel(dict(layout.at))
-            index = np.unravel_index(places, tuple(array.sizes[dim] for dim in layout.times)) if layout.times else ()
-            box = {dim: slice(int(i.min()), int(i.max()) + 1) for dim, i in zip(layout.times, index, strict=True)}
-            pieces = [PIECES] if PIECES in array.dims and PIECES not in layout.times else []
-            values = array.isel(box).transpose(*layout.times, *pieces, layout.y, layout.x).to_numpy()
-            values = values[tuple(i - i.min() for i in index)] if layout.times else values[None]
-            yield name, Stored(layout.name, values, array.attrs)
+            yield name, stored_at(dataset, layout, places)
+
+
+def stored_at(dataset: xr.Dataset, layout: Layout, places: np.ndarray) -> Stored:
+    """One field of an opened file at some places in time, in one reading."""
+    array = dataset[layout.name].isel(dict(layout.at))
+    sizes = tuple(array.sizes[dim] for dim in layout.times)
+    index = np.unravel_index(places, sizes) if layout.times else ()
+    box = {dim: slice(int(i.min()), int(i.max()) + 1) for dim, i in zip(layout.times, index, strict=True)}
+    pieces = [PIECES] if PIECES in array.dims else []
+    values = array.isel(box).transpose(*layout.times, *pieces, layout.y, layout.x).to_numpy()
+    values = values[tuple(i - i.min() for i in index)] if layout.times else values[None]
+    return Stored(layout.name, values, array.attrs)
 
 
 def decoded(stored: Stored) -> np.ndarray:
@@ -179,15 +185,8 @@ class Reader:
         Raises:
             DataError: one that reaches the target is impossible.
         """
-        variable = self.become[name]
+        variable, impossible = self.become[name], self._limited(name, values)
         low, high = variable.valid_min, variable.valid_max
-        impossible = (values < low) | (values > high)
-        if name in self.mask_beyond:
-            values[impossible] = np.nan
-            return values
-        if name in self.clip:
-            np.clip(values, low, high, out=values, where=np.isfinite(values))
-            impossible &= np.isinf(values)
         impossible &= self._regridder(like).used.reshape(impossible.shape[1:])
         if impossible.any():
             wrong, hour = values[impossible], self.first + int(slots[impossible.any((1, 2)).argmax()])
@@ -201,15 +200,23 @@ class Reader:
             )
         return values
 
+    def _limited(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Clip or mask impossible values in place, where that was asked for; which ones are left."""
+        low, high = self.become[name].valid_min, self.become[name].valid_max
+        impossible = np.asarray((values < low) | (values > high))
+        if name in self.mask_beyond:
+            values[impossible] = np.nan
+            impossible[...] = False
+        elif name in self.clip:
+            np.clip(values, low, high, out=values, where=np.isfinite(values))
+            impossible &= np.isinf(values)
+        return impossible
+
     def _keep_in_air_of_target(self, name: str, slots: np.ndarray, ratios: np.ndarray) -> None:
         """Mixing ratios of another grid than the air's, as concentrations in the air over the target; judged there."""
         found = concentration(self._regridder(name)(ratios), *(self._fields[of][slots] for of in ("psfc", "temp")))
         _clear_packing(self.become[name], found)
-        variable = self.become[name]
-        if name in self.clip:
-            np.clip(found, variable.valid_min, variable.valid_max, out=found)
-        elif name in self.mask_beyond:
-            found[(found < variable.valid_min) | (found > variable.valid_max)] = np.nan
+        self._limited(name, found)  # what is left is judged where the shard is written
         self._fields[name][slots] = found
 
     def _hours(self, of: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:

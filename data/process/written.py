@@ -34,7 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two directories take each other's place: in one instant, where the file system can do that."""
+    """Let two directories take each other's place: in one instant, where the file system can do that.
+
+    Where it cannot, `one` is called NAME.replaced meanwhile.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
@@ -42,7 +45,7 @@ def exchange(one: Path, other: Path) -> None:
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
             raise OSError(code, os.strerror(code), str(one))
-    aside = one.with_name(f"{one.name}.{uuid.uuid4().hex[:8]}.aside")
+    aside = one.with_name(f"{one.name}.replaced")
     one.rename(aside)
     other.rename(one)
     aside.rename(other)

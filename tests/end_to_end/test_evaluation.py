@@ -327,6 +327,8 @@ def test_what_cannot_be_compared_is_refused(trained: Path, forecaster: Forecaste
         (own.drop_vars("o3"), "has no o3; it has"),
         (own.assign(o3=own["o3"].assign_attrs(units="kg kg-1")), "is a mixing ratio"),
         (own.assign_coords(time=own["time"] + np.timedelta64(365, "D")), "has none of the forecasts from"),
+        (xr.concat([own, own.isel(time=[1])], "time"), "has the same forecast twice"),
+        (own.drop_vars("o3").assign(o3=own["o3"].isel(lat=slice(1, None)).rename(lat="y")), "is on another grid than"),
         (own.rename(lat="row").drop_vars("row"), "no coordinate of .* is its latitude"),
     ):
         path = tmp_path / f"{len(said)}.nc"

@@ -15,6 +15,8 @@ from data.process.ranks import LaunchError, World, find_ranks
         ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "x"}, (5, 1, 8, "torchrun")),
         ({"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}, (9, 1, 16, "srun")),
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (0, 0, 1, "single process")),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"}, (0, 0, 1, "single process")),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "PMI_SIZE": "1"}, (0, 0, 1, "single process")),
     ],
 )
 def test_ranks_are_found(environ: dict[str, str], expected: tuple[int, int, int, str]) -> None:

@@ -62,6 +62,12 @@ def test_nothing_else_looks_at_what_says_time_and_place() -> None:
         (("time",), {"time": ("time", [0.5, 1.5], DAY | {"bounds": "b"}), "b": (("time", "nv"), [[0, 1], [1, 2]])}, [1, 2]),
         (("time",), {"time": ("time", [0, 3], DAY | {"bounds": "b"}), "b": (("time", "nv"), [[0, 3], [3, 6]])}, [3, 6]),
         ((), {"time": ((), 20150301.25, {"units": "day as %Y%m%d.%f"})}, [6]),
+        (("time",), {"time": ("time", [0, 12], DAY), "created": ((), 999, DAY)}, [0, 12]),
+        (
+            ("time",),
+            {"time": ("time", [0, 12], DAY | START), "step": ((), 6, HOURLY), "created": ((), 999, DAY)},
+            [6, 18],
+        ),
     ],
 )
 def test_a_field_is_valid_when_its_file_says(dims: tuple[str, ...], coords: dict[str, Any], expected: list[int]) -> None:
@@ -80,6 +86,8 @@ def test_a_field_is_valid_when_its_file_says(dims: tuple[str, ...], coords: dict
         ),
         (("step",), {"time": ((), 0, DAY), "step": ("step", [3, 6], {"units": "fortnights"})}, "are in 'fortnights'"),
         (("time",), {}, "2 of 'time': nobody can know"),
+        ((), {"step": ((), 6, HOURLY)}, "no time from which they count"),
+        (("time",), {"time": ("time", [0, 12], DAY | START), "created": ((), 999, DAY)}, "no forecast period"),
         ((), {}, "no hour in its name"),
         (("time",), {"time": ("time", [0.25, 1.25], DAY)}, "2015-03-01T00:15:00 is not on a whole hour"),
     ],

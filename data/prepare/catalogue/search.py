@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def _keep_grid(grid: Grid, folder: Path) -> str:
     file = folder / f"grid-{digest}.npz"
     if not file.exists():
         with being_written(file) as partial, partial.open("wb") as opened_file:
-            np.savez(opened_file, **as_tables([grid]))  # type: ignore[arg-type]
+            np.savez(opened_file, allow_pickle=False, **as_tables([grid]))
     return digest
 
 
@@ -245,7 +246,7 @@ class _Table:
 
     def _columns(self, name: str) -> tuple[np.ndarray, ...]:
         found = sorted(self.places[name])
-        for (hour, first, *_, leads), (again, second, *_) in zip(found, found[1:], strict=False):
+        for (hour, first, *_, leads), (again, second, *_) in pairwise(found):
             if hour == again:
                 one, other = self.files[first], self.files[second]
                 where = f"twice in {one}" if first == second else f"in {one} and in {other}"

@@ -88,20 +88,27 @@ def _stated(dataset: xr.Dataset, array: xr.DataArray, path: Path) -> tuple[xr.Da
     starts = [t for t in times if _is(t, "forecast_reference_time") or str(t.name).lower() in STARTS]
     by_cf = [t for t in times if _is(t, "time") and not any(t is s for s in starts)]
     plain = [t for t in times if not any(t is other for other in (*called_valid, *starts))]
+    # An axis of its own first, then what CF calls time; a date of creation, as a single value, last.
+    plain.sort(key=lambda t: (t.name in t.dims, _is(t, "time"), t.ndim), reverse=True)
     if called_valid:
         return called_valid[0], lead
-    if starts and plain:
-        return (by_cf or plain)[0], lead
     if starts and lead is not None:
         return _sum(starts[0], lead), lead
+    if starts and plain and set(starts[0].dims) <= set(plain[0].dims):
+        return plain[0], lead
     if starts:
         raise DataError(
             f"{path}: '{array.name}' has reference times of forecasts ('{starts[0].name}') and no forecast period, so nobody "
             "can know which hours it is valid at."
         )
+    if not plain and lead is not None and lead.to_numpy().any():
+        raise DataError(
+            f"{path}: '{array.name}' has lead times ('{lead.name}') and no time from which they count: add one, with units "
+            "as 'hours since 2015-03-01'."
+        )
     if not plain:
         return None, lead
-    time = next((t for t in plain if t.name in t.dims), plain[0])
+    time = plain[0]
     if lead is None or not lead.to_numpy().any():
         return time, lead
     if not any(time is t for t in by_cf):
