@@ -43,7 +43,7 @@ from tests.launching import (
     train_several,
 )
 from trainer.checkpoint import loading, same_run, store
-from trainer.checkpoint.manifest import Begun, CheckpointError, Unreadable, write
+from trainer.checkpoint.manifest import Begun, CheckpointError, Manifest, Unreadable, write
 from trainer.checkpoint.record import write_tensors
 from trainer.config_file import load
 from trainer.forecaster import load_forecaster
@@ -460,6 +460,20 @@ def test_f72_a_run_is_scored_with_what_it_was_trained_for(trained: Path) -> None
     for override, said in (("data.derived=[sun]", "channel sun"), ("data.lead_hours=[6, 12, 18]", "data.lead_hours 18")):
         with pytest.raises(CheckpointError, match=f"was not trained with {said}"):
             load_forecaster(trained, overrides=[override])
+
+
+def test_f83_a_listing_that_a_run_has_overtaken_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All checkpoints that were listed had gone, and the run was said to have none."""
+    first, read = make(tmp_path, 1, None), store.read
+
+    def overtaken(path: Path) -> Manifest:
+        if first.exists():
+            make(tmp_path, 2, None)
+            shutil.rmtree(first)
+        return read(path)
+
+    monkeypatch.setattr(store, "read", overtaken)
+    assert [found.step for found in store.look(tmp_path)] == [2]
 
 
 def test_f83_who_reads_latest_is_not_ended_when_the_run_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
