@@ -44,7 +44,8 @@ def hours_of(store: Store, name: str, days: Days) -> Hours:
             last_day = whole.astype("datetime64[D]") - 1
             raise DataError(
                 f"split '{name}': {first} .. {last} goes beyond {store.path}, which ends at "
-                f"{store.times[-1]}: hours that are appended later would change it. Write {last_day}, "
+                f"{store.times[-1]}: hours that are appended later would change it. Write "
+                f"{last_day}, "
                 "the last whole day, or an earlier one."
             )
         start, stop = (int(place) for place in np.searchsorted(store.times, ends))

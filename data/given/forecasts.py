@@ -82,13 +82,15 @@ class Against:
         """Where the hours of a variable lie.
 
         Raises:
-            DataError: it is on another grid than the variables before it, or a forecast stands twice.
+            DataError: it is on another grid than the variables before it, or a forecast stands
+                twice.
         """
         place = coordinates(self._file, name, self.path)
         hours = valid_hours(self._file, name, self.path, Clock(name_zone=0.0))
         if not same_grid(place.grid, self._grid, SAME_GRID):
             raise DataError(
-                f"--against {self.path}: '{name}' is on another grid than '{self._names[self.targets[0]]}'. "
+                f"--against {self.path}: '{name}' is on another grid than "
+                f"'{self._names[self.targets[0]]}'. "
                 "Interpolate one to the other's first."
             )
         self._layouts[name] = layout(self._file, name, place, hours, None, self.path, name)

@@ -1,7 +1,8 @@
 """Later files of the same source -> the same store, longer: what is there stays, and is not read again.
 
-The longer store is built beside the old one, with its whole shards as hard links, and takes its place at once at the end:
-runs that read the old one find the same hours in the same files. What comes out is what preparing all files would give.
+The longer store is built beside the old one, with its whole shards as hard links, and takes its
+place at once at the end: runs that read the old one find the same hours in the same files. What
+comes out is what preparing all files would give.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from data.wind_scan.cache import store_of
 def append(path: Path, files: list[Path], workers: int, config: Path | None = None) -> Store | None:
     """Add the hours of files that the store was not made of; run it again after an interruption.
 
-    Hours are taken as far as every source of the store reaches; what is later is taken up the next time.
+    Hours are taken as far as every source of the store reaches; what is later is taken up the next
+    time.
 
     Args:
         files: of the store's only source.
@@ -47,8 +49,8 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
         The longer store; None where there is nothing to add.
 
     Raises:
-        DataError: a file holds hours that the store has, or other grids, the sources are others, or the store was made by an
-            earlier version.
+        DataError: a file holds hours that the store has, or other grids, the sources are others, or
+            the store was made by an earlier version.
     """
     longer = path.with_name(path.name + ".appended")
     _settle(path, longer)
@@ -186,7 +188,8 @@ def _reached(
 ) -> tuple[np.datetime64, str]:
     """As far as every source reaches with its new files, and the source that reaches least far.
 
-    A variable that is in none of a source's new files does not count: it is missing in them, as `prepare` has it.
+    A variable that is in none of a source's new files does not count: it is missing in them, as
+    `prepare` has it.
     """
     reached = []
     for source in sources:
@@ -213,8 +216,8 @@ def _warn_of_lacking(catalogue: Catalogue, store: Store, winds: str) -> None:
         if np.isin(hours, known).any():
             needed = " and ".join(catalogue.converted_with(name, winds))
             raise DataError(
-                f"the new files hold '{name}' at {hours[0]}, and the {needed} that it is converted with were read before. "
-                "Prepare all files together again."
+                f"the new files hold '{name}' at {hours[0]}, and the {needed} that it is converted "
+                "with were read before. Prepare all files together again."
             )
     warn_of_lacking(catalogue, winds, known)
 
@@ -243,15 +246,17 @@ def _require_later(catalogue: Catalogue, store: Store, stored_until: dict[str, n
             if str(identity.on_disk(file)) not in known:
                 first = hours[catalogue.file_of[name] == number][0]
                 raise DataError(
-                    f"{file} holds '{name}' at {first}, and {store.path} has it up to {last}: only later hours can be "
-                    "appended. Leave it out, or prepare all files together again."
+                    f"{file} holds '{name}' at {first}, and {store.path} has it up to {last}: only "
+                    "later hours can be appended. Leave it out, or prepare all files together "
+                    "again."
                 )
         early = hours[(hours > last) & (hours <= store.times[end - 1])]
         if early.size:
             file = catalogue.files[catalogue.file_of[name][int(np.flatnonzero(hours == early[0])[0])]]
             raise DataError(
-                f"{file} holds '{name}' at {early[0]}, where it is missing in {store.path}, inside its splits, which stay as "
-                "they are. Leave it out, or prepare all files together again."
+                f"{file} holds '{name}' at {early[0]}, where it is missing in {store.path}, inside "
+                "its splits, which stay as they are. Leave it out, or prepare all files together "
+                "again."
             )
 
 

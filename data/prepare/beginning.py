@@ -85,7 +85,8 @@ def warn_of_lacking(catalogue: Catalogue, winds: str, with_air: np.ndarray) -> N
     for name, hours in catalogue.incomplete(winds, with_air).items():
         needed = " and ".join(catalogue.converted_with(name, winds))
         console.print(
-            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
+            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file "
+            f"has the {needed} that it is "
             "converted with"
         )
 

@@ -1,6 +1,7 @@
 """Hours of our variables in our units, on the target's grid.
 
-Every file is opened once. What is impossible is judged on the source's own cells, before anything is mixed by regridding.
+Every file is opened once. What is impossible is judged on the source's own cells, before anything
+is mixed by regridding.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class Reader:
         """Fill the fields in the units of the store; hours that no file has stay as they are.
 
         Raises:
-            DataError: a file is damaged, its unit is unknown, or its values are impossible or fit another unit.
+            DataError: a file is damaged, its unit is unknown, or its values are impossible or fit
+                another unit.
         """
         first = [name for name in AIR if name in self.catalogue.fields]
         rest = [name for name in self.catalogue.fields if name not in AIR]
@@ -194,9 +196,11 @@ class Reader:
             fits = self._fitting(name, float(np.nanmedian(values))) if variable.typical else []
             looks = f" It looks like {' or '.join(fits)}." if fits else ""
             raise DataError(
-                f"'{name}' at {hour} is {what} in {len(wrong)} cells ({where}), possible is {low:g} .. {high:g} "
-                f"{variable.units}.{looks} Check the unit of the source, or whether it has a fill value that its files do not "
-                f"declare; if such extremes are real, prepare with --clip {name} or --mask-beyond {name}."
+                f"'{name}' at {hour} is {what} in {len(wrong)} cells ({where}), possible is "
+                f"{low:g} .. {high:g} {variable.units}.{looks} Check the unit of the source, or "
+                "whether it has a fill value that its files do not "
+                f"declare; if such extremes are real, prepare with --clip {name} or --mask-beyond "
+                f"{name}."
             )
         return values
 

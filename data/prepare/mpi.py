@@ -28,8 +28,8 @@ def mpi_world() -> Any:
         if MPI.COMM_WORLD.size == everyone.size:
             return MPI.COMM_WORLD
     raise DataError(
-        f"{everyone.launcher} started {everyone.size} processes without MPI, and each would do all the "
-        "work: use mpirun, `srun --mpi=pmi2`, or one array task a --part."
+        f"{everyone.launcher} started {everyone.size} processes without MPI, and each would do all "
+        "the work: use mpirun, `srun --mpi=pmi2`, or one array task a --part."
     )
 
 

@@ -143,9 +143,9 @@ class Held:
         if not self._vital or self._is_mine() or self._closed.is_set():
             return
         told = (
-            f"{self.path} is no longer that of {self.owner}: its directory was moved or removed, or "
-            "another process took over while this one stood still. Ending at once, so that two never "
-            "write."
+            f"{self.path} is no longer that of {self.owner}: its directory was moved or removed, "
+            "or another process took over while this one stood still. Ending at once, so that two "
+            "never write."
         )
         try:
             print(told, file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Files of drawn structure: two of them, each of its own, are read as the analytic truth at every hour, or refused by name.
 
-What varies: order of dimensions and of axes, names of coordinates, regular or curvilinear grids, longitudes, levels, how time
-is stated (valid, start and lead, text, bounds, name of the file), calendars, packing, missing cells, units, and the format.
+What varies: order of dimensions and of axes, names of coordinates, regular or curvilinear grids,
+longitudes, levels, how time is stated (valid, start and lead, text, bounds, name of the file),
+calendars, packing, missing cells, units, and the format.
 """
 
 from __future__ import annotations

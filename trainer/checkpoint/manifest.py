@@ -155,8 +155,8 @@ def read(checkpoint: Path) -> Manifest:
     tree = read_json(path)
     if isinstance(tree, dict) and "optimizer_layout" in tree and "format" not in tree:
         raise CheckpointError(
-            f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's own "
-            "shards: start a new run from its weights with "
+            f"{checkpoint} was written by version {tree.get('version')}, which kept DeepSpeed's "
+            "own shards: start a new run from its weights with "
             f"init_from.path={checkpoint}/weights.safetensors."
         )
     try:

@@ -153,10 +153,10 @@ def manifest(checkpoint: Path) -> Manifest:
 def retain(run_dir: Path, keep_last: int, keep_every: int | None, newest_step: int | None = None) -> None:
     """Remove older checkpoints, from manifests alone.
 
-    Kept are the last `keep_last` up to `newest_step`, which was just committed; every step that is a
-    multiple of `keep_every`; the one whose own weights were validated with the lowest loss on the
-    validation set of today; any that a reader holds open or that cannot be read; and what the newest
-    one has not grown out of.
+    Kept are the last `keep_last` up to `newest_step`, which was just committed; every step that is
+    a multiple of `keep_every`; the one whose own weights were validated with the lowest loss on the
+    validation set of today; any that a reader holds open or that cannot be read; and what the
+    newest one has not grown out of.
     """
     manifests: dict[Path, Manifest] = {}
     for found in look(run_dir):

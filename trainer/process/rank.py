@@ -48,8 +48,8 @@ def run_rank(options: argparse.Namespace, train: Train) -> int:
 
     Returns:
         0 when the run is finished, EXIT_STOPPED when it was stopped on request (0 there, too, where
-        another code would make whoever started it start it again). What is refused or fails ends the
-        process inside (process/failure.py).
+        another code would make whoever started it start it again). What is refused or fails ends
+        the process inside (process/failure.py).
     """
     open_streams()
     rank = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdecimal() else 0

@@ -64,8 +64,8 @@ def begin(dataset: Dataset, network: TopoFlow, present: Memory, allow_change: li
     Rank 0 alone looks into the run directory: another rank may see it late, or not at all.
 
     Raises:
-        CheckpointError: on every rank, if checkpoints cannot be read or none is whole, the run would
-            not be the same run, or foreign weights do not load completely.
+        CheckpointError: on every rank, if checkpoints cannot be read or none is whole, the run
+            would not be the same run, or foreign weights do not load completely.
     """
     run = dataset.run
     begun = Start(Progress())

@@ -51,8 +51,9 @@ def read_directory(path: Path) -> Sets:
             f"  python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt"
         )
     raise CheckpointError(
-        f"{path} is not a checkpoint directory: it holds no weights.safetensors, no index of shards "
-        "and no states of DeepSpeed. Name a run, one of its checkpoints, or a file of weights."
+        f"{path} is not a checkpoint directory: it holds no weights.safetensors, no index of "
+        "shards and no states of DeepSpeed. Name a run, one of its checkpoints, or a file of "
+        "weights."
     )
 
 

@@ -80,8 +80,8 @@ def _require_trained_for(weights: Weights, run: Run, report: ImportReport) -> No
     wrong = [*untrained, *(f"channel {name}" for name in [*report.fresh, *report.left_out])]
     if wrong:
         raise CheckpointError(
-            f"{weights.source} was not trained with {', '.join(wrong[:6])}: leave the override out, or train "
-            "a run that starts from it (init_from)."
+            f"{weights.source} was not trained with {', '.join(wrong[:6])}: leave the override "
+            "out, or train a run that starts from it (init_from)."
         )
 
 

@@ -1,6 +1,7 @@
 """Looking into files: every one is opened once and asked the same questions, by all workers and ranks.
 
-What they find is kept beside the store until its catalogue is made, so that an interruption costs little.
+What they find is kept beside the store until its catalogue is made, so that an interruption costs
+little.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def make_catalogue(path: Path, sources: tuple[Source, ...], defined: tuple[Varia
         defined: variables that the user has defined.
 
     Raises:
-        DataError: a file cannot be read, the grids or levels of one field differ, or an hour is in two places.
+        DataError: a file cannot be read, the grids or levels of one field differ, or an hour is in
+            two places.
     """
     try:
         look_ahead(path, sources, defined, workers)
@@ -217,15 +219,18 @@ class _Table:
         if before != number:
             sizes = [" x ".join(map(str, self.grids[n].shape)) for n in (number, before)]
             raise DataError(
-                f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it ({sizes[1]}): every variable "
-                "must be on one grid. Leave one kind of files out, or list both as sources (`prepare several`), only "
+                f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it "
+                f"({sizes[1]}): every variable "
+                "must be on one grid. Leave one kind of files out, or list both as sources "
+                "(`prepare several`), only "
                 f"one of which reads '{name}'."
             )
         then, first = self.level_of.setdefault(name, (level, path)) if level is not None else (None, path)
         if level != then:
             raise DataError(
-                f"{path} has '{name}' on the level {level}, and {first} on {then}: they are not one field. Leave one kind of "
-                "files out, or say in the map which level is meant, by its value."
+                f"{path} has '{name}' on the level {level}, and {first} on {then}: they are not "
+                "one field. Leave one kind of files out, or say in the map which level is meant, "
+                "by its value."
             )
         self.by_air |= {name} if ratio else set()
         how = self.layouts.setdefault(restored(*layout), len(self.layouts))
@@ -288,6 +293,7 @@ def require_all(catalogue: Catalogue, sources: tuple[Source, ...]) -> None:
         if absent and source.files:
             wanted = "; ".join(f"{name} ({', '.join(source.fields[name].spellings)})" for name in absent)
             raise DataError(
-                f"none of the {len(source.files)} files ({source.kind}) holds: {wanted}. Add the files that do, or map "
-                "the names that your files use (--map, or `map` of a source), in which `NAME:` leaves a variable out."
+                f"none of the {len(source.files)} files ({source.kind}) holds: {wanted}. Add the "
+                "files that do, or map the names that your files use (--map, or `map` of a "
+                "source), in which `NAME:` leaves a variable out."
             )

@@ -82,8 +82,10 @@ def build(source: Grid, target: Grid, method: str) -> Regridder:
     total = weights.sum(1)
     if total.size and total.max() > 1.0 + OVERLAP:
         raise DataError(
-            f"cells of the source overlap: {int((total > 1.0 + OVERLAP).sum())} cells of the target are covered up to "
-            f"{total.max():.2f} times. Cut the part of the grid that is there twice (`cdo selindexbox`)."
+            f"cells of the source overlap: {int((total > 1.0 + OVERLAP).sum())} cells of the "
+            "target are covered up to "
+            f"{total.max():.2f} times. Cut the part of the grid that is there twice (`cdo "
+            "selindexbox`)."
         )
     regridder = Regridder(scipy.sparse.csr_array(weights, dtype="f4"), target.shape)
     if not regridder.covered.any():
@@ -185,8 +187,9 @@ def _curvilinear_bilinear(source: Grid, target: Grid) -> scipy.sparse.csr_array:
 def _placed(quads: np.ndarray, numbers: np.ndarray, there: np.ndarray, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """(n, 4, 2) quadrilaterals of longitude and latitude around the target, and their numbers.
 
-    Each is whole, on whichever side of a seam its corners are stated; one that reaches over the edge of the circle around
-    the target stands on both sides. Those without a place (NaN), or wider than half of the circle, are none.
+    Each is whole, on whichever side of a seam its corners are stated; one that reaches over the
+    edge of the circle around the target stands on both sides. Those without a place (NaN), or wider
+    than half of the circle, are none.
     """
     middle, quads = float(target.lon.mean()), quads.copy()
     quads[..., 0] = quads[:, :1, 0] + wrapped(quads[..., 0] - quads[:, :1, 0])

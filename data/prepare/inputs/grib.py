@@ -1,6 +1,7 @@
 """GRIB by an index of its messages: parameter, kind of level, level and valid time of each, whatever their order.
 
-What is not asked for is never decoded. Fields of one name that lie on several kinds of levels are called NAME_KIND.
+What is not asked for is never decoded. Fields of one name that lie on several kinds of levels are
+called NAME_KIND.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def read(path: Path) -> xr.Dataset:
     """The fields of a GRIB file along their own valid times, (time[, level], y, x), decoded as they are read.
 
     Raises:
-        DataError: a package is missing, the file is damaged, an hour stands twice, or a grid is not known.
+        DataError: a package is missing, the file is damaged, an hour stands twice, or a grid is not
+            known.
     """
     eccodes = _library(path)
     found: dict[tuple[str, str], _Variable] = {}
@@ -71,8 +73,8 @@ def _library(path: Path) -> Any:
         import eccodes  # an optional extra
     except (ImportError, RuntimeError) as error:
         raise DataError(
-            f"{path} is GRIB, which is read with one more package: pip install eccodes. Or turn it into NetCDF "
-            "first, as with `grib_to_netcdf`."
+            f"{path} is GRIB, which is read with one more package: pip install eccodes. Or turn it "
+            "into NetCDF first, as with `grib_to_netcdf`."
         ) from error
     return eccodes
 
@@ -125,8 +127,9 @@ def _grid(eccodes: Any, handle: Any, path: Path) -> tuple[np.ndarray, np.ndarray
     kind = eccodes.codes_get(handle, "gridType")
     if kind in POINTS:
         raise DataError(
-            f"{path} is on the grid '{kind}', without rows and columns: make it regular first, as with `cdo "
-            "-setgridtype,regular IN OUT`, or ask for a regular grid in the request (grid: 0.75/0.75)."
+            f"{path} is on the grid '{kind}', without rows and columns: make it regular first, as "
+            "with `cdo -setgridtype,regular IN OUT`, or ask for a regular grid in the request "
+            "(grid: 0.75/0.75)."
         )
     if eccodes.codes_get(handle, "alternativeRowScanning", int):
         raise DataError(f"{path}: its rows run in turns from west and east: `cdo copy IN OUT` puts them in order.")
@@ -156,8 +159,9 @@ def _field(name: str, variable: _Variable, grid: tuple[np.ndarray, np.ndarray], 
         at = times.index((message.valid, message.lead)), levels.index(message.level)
         if offsets[at] >= 0:
             raise DataError(
-                f"{path} holds '{name}' at {message.valid} twice (level {message.level:g}): preliminary and final "
-                "analyses, or members of an ensemble. Keep one, as with `grib_copy -w`."
+                f"{path} holds '{name}' at {message.valid} twice (level {message.level:g}): "
+                "preliminary and final analyses, or members of an ensemble. Keep one, as with "
+                "`grib_copy -w`."
             )
         offsets[at] = message.offset
     lat, lon = grid

@@ -59,8 +59,8 @@ def _from_zarr(path: Path) -> xr.Dataset:
     for name, then in _consolidated(path).items():
         if name in dataset.variables and tuple(then) != dataset[name].shape:
             Console(stderr=True).print(
-                f"WARNING: {path}: '{name}' is {dataset[name].shape}, and {tuple(then)} when its metadata were consolidated: "
-                "what is newer is read, too"
+                f"WARNING: {path}: '{name}' is {dataset[name].shape}, and {tuple(then)} when its "
+                "metadata were consolidated: what is newer is read, too"
             )
             break
     for variable in dataset.variables.values():

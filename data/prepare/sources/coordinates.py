@@ -1,7 +1,8 @@
 """THE opinion on place: where the cells of a field lie, and on which level.
 
-CF decides first (standard_name, units, axis), then the names that are known, and a bare axis in degrees last. Nothing else
-in the project looks at these attributes. Datasets come undecoded (opening.py): numbers as they are stored.
+CF decides first (standard_name, units, axis), then the names that are known, and a bare axis in
+degrees last. Nothing else in the project looks at these attributes. Datasets come undecoded
+(opening.py): numbers as they are stored.
 """
 
 from __future__ import annotations
@@ -53,13 +54,15 @@ def coordinates(dataset: xr.Dataset, name: str, path: Path) -> Coordinates:
     """Latitude and longitude of a field's cells, and its dimensions along them.
 
     Raises:
-        DataError: there are none or several, they move with time, or the grid has no rows and columns.
+        DataError: there are none or several, they move with time, or the grid has no rows and
+            columns.
     """
     lat, lon = (_found(dataset, name, kind, path) for kind in NAMES)
     if lat.ndim == 1 and lon.dims == lat.dims:
         raise DataError(
-            f"{path}: '{name}' is on {lat.size} points without rows and columns (a reduced or unstructured grid): make it "
-            "regular first, as with `cdo -setgridtype,regular` or `cdo remapbil,r360x180`, or ask for it in the request."
+            f"{path}: '{name}' is on {lat.size} points without rows and columns (a reduced or "
+            "unstructured grid): make it regular first, as with `cdo -setgridtype,regular` or `cdo "
+            "remapbil,r360x180`, or ask for it in the request."
         )
     if lat.ndim == 1:
         y, x = str(lat.dims[0]), str(lon.dims[0])
@@ -89,13 +92,15 @@ def layout(
     for dim in others:
         if array.sizes[dim] > 1 and TIME_LIKE.fullmatch(dim):
             raise DataError(
-                f"{path}: '{name}' has {array.sizes[dim]} of '{dim}' and nothing says when each is valid: give '{dim}' times "
+                f"{path}: '{name}' has {array.sizes[dim]} of '{dim}' and nothing says when each is "
+                f"valid: give '{dim}' times "
                 "with units, as 'hours since 2015-03-01'."
             )
     several = [dim for dim in others if array.sizes[dim] > 1]
     if len(several) > 1:
         raise DataError(
-            f"{path}: '{name}' has more than one of {' and of '.join(several)}: a map chooses along one of them. Cut the file "
+            f"{path}: '{name}' has more than one of {' and of '.join(several)}: a map chooses "
+            "along one of them. Cut the file "
             f"along '{several[0]}' first, as with `ncks -d {several[0]},0`."
         )
     if several and level is None:
@@ -141,8 +146,9 @@ def _found(dataset: xr.Dataset, name: str, kind: str, path: Path) -> xr.DataArra
                 raise DataError(f"{path}: {listed} are each the {kind} of '{name}', and differ. Remove all but one.")
             return still[0]
     raise DataError(
-        f"{path}: no coordinate of '{name}' is its {kind} (it has {', '.join(map(str, dataset[name].dims))}): state one, with "
-        f"the units degrees_{'north' if kind == 'latitude' else 'east'}."
+        f"{path}: no coordinate of '{name}' is its {kind} (it has "
+        f"{', '.join(map(str, dataset[name].dims))}): state one, with the units "
+        f"degrees_{'north' if kind == 'latitude' else 'east'}."
     )
 
 
@@ -214,7 +220,8 @@ def _level_place(dataset: xr.Dataset, name: str, dim: str, level: float | None, 
     if len(found) != 1:
         listed = ", ".join(f"{x:g}" for x in values[:12])
         raise DataError(
-            f"{path}: '{name}' has the levels {listed} ('{dim}'), and the map asks for level: {level:g}. Name one of these, "
+            f"{path}: '{name}' has the levels {listed} ('{dim}'), and the map asks for level: "
+            f"{level:g}. Name one of these, "
             "by its value."
         )
     return int(found[0])

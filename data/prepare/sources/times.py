@@ -1,7 +1,7 @@
 """THE opinion on time: at which hours a field is valid, by all that its file says.
 
-CF decides first (standard_name, units, bounds), then the names that are known, and the name of the file last. Nothing else
-in the project looks at these attributes.
+CF decides first (standard_name, units, bounds), then the names that are known, and the name of the
+file last. Nothing else in the project looks at these attributes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Hours:
 def valid_hours(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> Hours:
     """The hours at which a field is valid, UTC, by all that its file says.
 
-    `valid_time` is believed first, then start and lead time together, then a single time, the name of the file last. A mean
-    is valid at the end of its bounds.
+    `valid_time` is believed first, then start and lead time together, then a single time, the name
+    of the file last. A mean is valid at the end of its bounds.
 
     Raises:
         DataError: nothing tells, two things contradict each other, or an hour is not whole.
@@ -51,8 +51,8 @@ def valid_hours(dataset: xr.Dataset, name: str, path: Path, clock: Clock) -> Hou
     zone = clock.name_zone if valid is None else clock.zone
     if zone is None:
         raise DataError(
-            f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for UTC (in a list of "
-            "sources, zone: 0)."
+            f"{path}: its hour stands in its name only: say in which time zone, as --zone 0 for "
+            "UTC (in a list of sources, zone: 0)."
         )
     if valid is None:
         valid = _named(array, path)
@@ -98,13 +98,13 @@ def _stated(dataset: xr.Dataset, array: xr.DataArray, path: Path) -> tuple[xr.Da
         return plain[0], lead
     if starts:
         raise DataError(
-            f"{path}: '{array.name}' has reference times of forecasts ('{starts[0].name}') and no forecast period, so nobody "
-            "can know which hours it is valid at."
+            f"{path}: '{array.name}' has reference times of forecasts ('{starts[0].name}') and no "
+            "forecast period, so nobody can know which hours it is valid at."
         )
     if not plain and lead is not None and lead.to_numpy().any():
         raise DataError(
-            f"{path}: '{array.name}' has lead times ('{lead.name}') and no time from which they count: add one, with units "
-            "as 'hours since 2015-03-01'."
+            f"{path}: '{array.name}' has lead times ('{lead.name}') and no time from which they "
+            "count: add one, with units as 'hours since 2015-03-01'."
         )
     if not plain:
         return None, lead
@@ -117,8 +117,10 @@ def _stated(dataset: xr.Dataset, array: xr.DataArray, path: Path) -> tuple[xr.Da
     elif set(lead.dims) <= set(time.dims):
         return time, lead
     raise DataError(
-        f"{path}: '{array.name}' has times ('{time.name}') and lead times ('{lead.name}'), and nothing says whether forecasts "
-        f"begin or are valid then: give '{time.name}' the standard_name forecast_reference_time, or add valid_time."
+        f"{path}: '{array.name}' has times ('{time.name}') and lead times ('{lead.name}'), and "
+        "nothing says whether forecasts "
+        f"begin or are valid then: give '{time.name}' the standard_name forecast_reference_time, "
+        "or add valid_time."
     )
 
 
@@ -211,7 +213,8 @@ def _named(array: xr.DataArray, path: Path) -> xr.DataArray:
     if several or hour is None:
         where = f"{array.sizes[several[0]]} of '{several[0]}'" if several else f"no hour in its name, as {'2015030100'}"
         raise DataError(
-            f"{path}: '{array.name}' has no time coordinate with units '... since ...', and {where}: nobody can know when "
+            f"{path}: '{array.name}' has no time coordinate with units '... since ...', and "
+            f"{where}: nobody can know when "
             "it is valid."
         )
     return xr.DataArray((hour.astype("datetime64[s]") - EPOCH).astype("i8"), dims=())
@@ -255,7 +258,8 @@ def _ends(seconds: np.ndarray, path: Path) -> np.ndarray:
     apart = np.diff(np.sort(seconds, axis=None))
     if (apart != 3600).any():
         raise DataError(
-            f"{path}: --stamps centre is for means over one hour; its times are {apart.min() / 3600:g} h "
+            f"{path}: --stamps centre is for means over one hour; its times are "
+            f"{apart.min() / 3600:g} h "
             "and more apart. State the end of each mean as its time."
         )
     return seconds + 1800
@@ -274,7 +278,8 @@ def _whole_hours(seconds: np.ndarray, path: Path) -> np.ndarray:
     off = abs(seconds - hours * 3600)
     if off.size and off.max() > 60:
         raise DataError(
-            f"{path}: {EPOCH + seconds[off.argmax()]} is not on a whole hour. Of means over an hour that are stamped in their "
-            "middle, say --stamps centre (stamps: centre in a list of sources)."
+            f"{path}: {EPOCH + seconds[off.argmax()]} is not on a whole hour. Of means over an "
+            "hour that are stamped in their middle, say --stamps centre (stamps: centre in a list "
+            "of sources)."
         )
     return hours.astype("datetime64[h]")
