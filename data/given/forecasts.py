@@ -14,7 +14,6 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch
 from data.prepare.catalogue.catalogue import SAME_GRID
-from data.prepare.fields import decoded, stored_at
 from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.inputs.opening import opened
@@ -23,6 +22,7 @@ from data.prepare.sources.source import Clock
 from data.prepare.sources.spellings import SOURCES, known_fields
 from data.prepare.sources.times import valid_hours
 from data.prepare.sources.units import concentration, conversion, mass_mixing_ratio
+from data.prepare.stored import decoded, stored_at
 from data.store.layout import Store
 
 AIR = {"psfc": "Pa", "temp": "K"}  # what a mixing ratio needs, in which units

@@ -11,12 +11,12 @@ import shapely
 import xarray as xr
 
 from data import DataError
-from data.prepare.fields import Stored, decoded
 from data.prepare.grids import grid, regrid
 from data.prepare.grids.grid import Grid
 from data.prepare.inputs.opening import opened
 from data.prepare.plan import Plan
 from data.prepare.sources.coordinates import coordinates
+from data.prepare.stored import Stored, decoded
 from data.store import layout
 
 PEOPLE_A_CELL = re.compile(r"(number of )?(persons?|people|inhabitants|counts?)( ?(per|/) ?(grid[ -]?)?(cell|pixel))?")

@@ -25,12 +25,13 @@ from data import DataError
 from data.prepare import beginning, shards, stages
 from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.catalogue.search import make_catalogue
-from data.prepare.fields import Reader, Stored, decoded
+from data.prepare.fields import Reader
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
 from data.prepare.sources import spellings
 from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Source
+from data.prepare.stored import Stored, decoded
 from data.process.ranks import LaunchError, World
 from data.store import opening as stores
 from data.strict import parse_json, parse_yaml
