@@ -18,12 +18,11 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 
-from data.prepare import beginning, stages
+from data.prepare import beginning
 from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan
-from data.prepare.shards import write_shard
-from data.prepare.sources.source import Clock, Source
-from data.prepare.sources.spellings import known_fields
+from data.prepare.preparation import Preparation, write_shard
+from data.prepare.sources.source import Clock, Source, known_fields
 from data.store import finishing
 from tests.reanalysis import CAQRA, write_caqra, write_static
 
@@ -80,14 +79,15 @@ def compare(folder: Path, plan: Plan, files: list[Path], jobs: list[tuple[Path, 
     rates: dict[str, list[float]] = {"unpacking": [], "preparation": []}
     target, plan = folder / "out.zarr", replace(plan, sources=(replace(plan.sources[0], files=files),))
     for _ in range(rounds):
-        beginning.begin(target, plan, WORKERS)
+        begun = beginning.begin(target, plan, WORKERS)
+        assert begun
         with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
             pool.map(unpack, jobs[:WORKERS], chunksize=1)
             started = time.perf_counter()
             pool.map(unpack, jobs, chunksize=1)
             rates["unpacking"].append(hours * SOURCE / (time.perf_counter() - started))
-            left = stages.remaining(target)
-            pool.starmap(stages.remaining, [(target, number, WORKERS) for number in range(WORKERS)], chunksize=1)
+            left = begun.remaining()
+            pool.map(Preparation, [target] * WORKERS, chunksize=1)
             started = time.perf_counter()
             pool.starmap(write_shard, [(target, shard) for shard in left], chunksize=1)
             rates["preparation"].append(hours * SOURCE / (time.perf_counter() - started))

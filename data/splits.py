@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data import DataError
+from data.process.workers import results
 from data.process.written import write_text
 from data.store import statistics
 from data.store.layout import Store
@@ -93,12 +92,10 @@ def measure(store: Store, train: Hours, workers: int) -> Iterator[int]:
     """
     tasks = list(_tasks(store, train))
     parts: dict[str, list[dict[str, Any]]] = {}
-    # Spawned: libraries that were opened before a fork hang after it.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done, measured in enumerate(pool.map(_measure, *zip(*tasks, strict=True))):
-            for name, part in measured.items():
-                parts.setdefault(name, []).append(part)
-            yield done + 1
+    for done, measured in enumerate(results(_measure, tasks, workers), 1):
+        for name, part in measured.items():
+            parts.setdefault(name, []).append(part)
+        yield done
     held = store.contents
     fitted = {name: statistics.merge(parts[name], held.variable(name)) for name in held.hourly}
     absent = [name for name, numbers in fitted.items() if not numbers["count"]]

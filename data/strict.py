@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,6 +45,54 @@ def parse_yaml(text: str, source: str) -> Any:
         raise DataError(f"{source}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2015-02-31 is a ValueError
         raise DataError(f"{source} is not valid YAML: {error}") from error
+
+
+def read_yaml(path: Path, kind: Any, example: str) -> Any:
+    """A YAML file whose content is of a kind that pydantic knows.
+
+    Args:
+        example: how it is meant, for messages.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text ({error}).") from error
+    return checked(kind, tree, str(path), example)
+
+
+def checked(kind: Any, tree: Any, where: str, example: str) -> Any:
+    """A tree as a kind that pydantic knows.
+
+    Raises:
+        DataError: it is something else; says where and what.
+    """
+    from pydantic import TypeAdapter, ValidationError  # not for those who read no such file
+
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)
+    places = [_place(tree, about["loc"], about["type"] == "missing") for about in wrong]
+    place = max(places, key=len)  # of a union the kind that fits best
+    told = " or ".join(dict.fromkeys(about["msg"] for about, at in zip(wrong, places, strict=True) if at == place))
+    raise DataError(f"{': '.join(filter(None, [where, ', '.join(place), told]))}. Write {example}")
+
+
+def _place(tree: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:
+    """Where in a tree something is wrong; pydantic's names of its own kinds are left out."""
+    names = []
+    for step in location:
+        if isinstance(tree, list) and isinstance(step, int):
+            names.append(f"entry {step + 1}")
+            tree = tree[step]
+        elif isinstance(tree, dict) and str(step) in map(str, tree):
+            key = next(key for key in tree if str(key) == str(step))
+            names.append(repr(key))
+            tree = tree[key]
+    return [*names, repr(location[-1])] if missing else names
 
 
 def parse_json(text: str, source: str) -> Any:

@@ -6,10 +6,22 @@ import argparse
 from pathlib import Path
 
 from data import DataError
-from data.prepare.inputs.given import expand
 from data.prepare.plan import Plan, Scan
-from data.prepare.sources.source import KINDS, METHODS, STAMPS, WINDS, Source, clock_of, read_sources, require_wind
-from data.prepare.sources.spellings import OF_A_MAP, fields_of, read_lines, read_variables
+from data.prepare.sources.source import (
+    KINDS,
+    METHODS,
+    OF_A_MAP,
+    STAMPS,
+    WINDS,
+    Entry,
+    Line,
+    Source,
+    read_sources,
+    read_variables,
+    require_wind,
+    source_of,
+)
+from data.strict import checked, read_yaml
 from data.variables import KNOWN, Variable, contents
 
 EXAMPLES = """  python -m data prepare caqra datasets/china.zarr 'raw/*.tar.gz' --workers 8 \\
@@ -74,18 +86,13 @@ def run(options: argparse.Namespace) -> None:
         raise DataError("--part I N needs --stage load and 0 <= I < N.")
     plan = plan_of(options)
 
-    from data.prepare import beginning, stages
+    from data.prepare import stages
     from data.process.ranks import world
 
     if options.stage is None:
         stages.prepare(options.store, plan, options.workers)
-    elif options.stage == "begin":
-        beginning.begin(options.store, plan, options.workers)
-    elif stages.require_same_plan(options.store, plan):
-        if options.stage == "load":
-            stages.load(options.store, stages.remaining(options.store, part, parts), options.workers)
-        else:
-            stages.finish(options.store)
+    else:
+        stages.stage(options.store, plan, options.stage, part, parts, options.workers)
     if options.stage in (None, "finish") and world().is_main:
         show_result(options.store)
 
@@ -122,17 +129,20 @@ def sources_of(options: argparse.Namespace, defined: tuple[Variable, ...]) -> tu
             named = f" (not {', '.join(stated)} beside it)" if stated else ""
             raise DataError(f"`several` and --config SOURCES belong together, and SOURCES says all of each source{named}.")
         sources = read_sources(options.config, defined)
-        require_wind([name for source in sources for name in source.fields], str(options.config))
+        require_wind(sources, str(options.config))
         return sources
-    mapped = read_lines(options.map, OF_A_MAP) if options.map else {}
-    own = {variable.name: {"name": variable.name} for variable in defined} | mapped
-    lines = {name: line for name, line in own.items() if line is not None or name not in [v.name for v in defined]}
-    where = str(options.map or options.variables)
-    fields = fields_of(options.source, lines, where, defined)
-    require_wind(fields, where)
-    clock = clock_of(options.source, options.lead, options.zone, options.stamps or "end", "--zone")
-    files = expand(options.files, options.files_from)
-    return (Source(options.source, fields, files, clock, options.winds or "earth", options.method),)
+    mapped = read_yaml(options.map, dict[str, Line | None], OF_A_MAP) if options.map else {}
+    lines = {variable.name: Line(name=variable.name) for variable in defined} | mapped
+    of_ours = [variable.name for variable in defined]
+    lines = {name: line for name, line in lines.items() if line is not None or name not in of_ours}
+    where = str(options.map or options.variables or options.source)
+    about = {"kind": options.source, "files": options.files, "map": lines}
+    flags = {name: getattr(options, name) for name in ("lead", "zone", "stamps", "winds", "method")}
+    about |= {name: value for name, value in flags.items() if value is not None}
+    entry = checked(Entry, about, "prepare", "--zone and --lead as hours: 8 or 5.5")
+    source = source_of(entry, where, defined, options.files_from)
+    require_wind([source], where)
+    return (source,)
 
 
 def show_result(path: Path) -> None:

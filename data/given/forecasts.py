@@ -18,8 +18,7 @@ from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid, same_grid
 from data.prepare.inputs.opening import opened
 from data.prepare.sources.coordinates import Layout, coordinates, layout
-from data.prepare.sources.source import Clock
-from data.prepare.sources.spellings import SOURCES, known_fields
+from data.prepare.sources.source import SOURCES, Clock, known_fields
 from data.prepare.sources.times import valid_hours
 from data.prepare.sources.units import concentration, conversion, mass_mixing_ratio
 from data.prepare.stored import decoded, stored_at

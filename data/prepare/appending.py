@@ -7,28 +7,23 @@ comes out is what preparing all files would give.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data import DataError
-from data.prepare.beginning import build_scan, console, require_same_hours, warn_of_lacking
-from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
+from data.prepare.beginning import begun_with, warn_of_lacking
+from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.catalogue.search import forget, make_catalogue
-from data.prepare.grids.grid import Grid, from_tables
 from data.prepare.inputs import identity
-from data.prepare.plan import PLAN, Scan, defined_in
-from data.prepare.shards import GRIDS, job_of, kept_shards
-from data.prepare.sources.source import Source, files_of, read_sources, sources_in, winds_of, written_down
-from data.prepare.sources.spellings import DEW_POINT
-from data.prepare.stages import finish, load, remaining
-from data.process.written import exchange, write_text
+from data.prepare.plan import PLAN, Plan, read_plan
+from data.prepare.preparation import Preparation, build_scan, console, grids_of, kept_shards
+from data.prepare.sources.source import Source, files_of, read_sources, stored_as, winds_of
+from data.process.written import exchange
 from data.store import layout, opening, writing
 from data.store.finishing import MARKS
 from data.store.layout import Store
@@ -60,34 +55,37 @@ def append(path: Path, files: list[Path], workers: int, config: Path | None = No
     identity.require_unchanged(path, files_of(sources))
     known = identity.recorded(path)
     new = tuple(replace(source, files=identity.unknown(source.files, known)) for source in sources)
-    if not any(source.files for source in new):
-        _lengthen_scan(store, plan)  # where it was killed before that
-        return None
-    own = {"scan": None, "base": str(path.absolute()), "before": store.fingerprint}
-    own = plan | written_down(new) | own
-    job_of.cache_clear()  # this process may have prepared another store here
-    parts = layout.parts_path(longer)
-    begun = (parts / PLAN).exists() and not longer.exists()
-    if begun and json.loads((parts / PLAN).read_text()) == own:
-        require_same_hours(longer, load_catalogue(parts / "catalogue.npz"))
-    elif not _begin(longer, store, own, workers):
-        return None
-    load(longer, remaining(longer), workers)
-    finish(longer)
-    _settle(path, longer)
-    store = opening.open_store(path)
-    _lengthen_scan(store, plan)
-    return store
+    ours = replace(plan, sources=new, scan=None, base=path.absolute(), before=store.fingerprint)
+    begun = _begun(longer, ours) or _begin(longer, store, ours, workers) if files_of(new) else None
+    if begun:
+        begun.load(begun.remaining(), workers)
+        begun.finish()
+        _settle(path, longer)
+        store = opening.open_store(path)
+    if plan.scan and store_of(plan.scan.out) != store.fingerprint:  # also where it was killed before that
+        build_scan(path, plan, None)
+    return store if begun else None
 
 
-def _as_before(files: list[Path], config: Path | None, plan: dict[str, Any], path: Path) -> tuple[Source, ...]:
+def _begun(longer: Path, plan: Plan) -> Preparation | None:
+    """What an append of the same files has begun and not finished; None where there is no such thing."""
+    if longer.exists() or not (layout.parts_path(longer) / PLAN).exists():
+        return None
+    begun = Preparation(longer)
+    if begun.plan != plan:
+        return None
+    begun.require_same_hours()
+    return begun
+
+
+def _as_before(files: list[Path], config: Path | None, plan: Plan, path: Path) -> tuple[Source, ...]:
     """What is given, read as the store's sources were."""
-    before = sources_in(plan)
+    before = plan.sources
     if config is None:
         if len(before) > 1:
             raise DataError(f"{path} was made of {len(before)} sources: append with --config FILE, which lists them.")
         return (replace(before[0], files=files),)
-    sources = read_sources(config, defined_in(plan))
+    sources = read_sources(config, plan.defined)
     if [replace(source, files=[]) for source in sources] != [replace(source, files=[]) for source in before]:
         kinds = " + ".join(source.kind for source in before)
         raise DataError(f"{config} is not what {path} was made of ({kinds}): only the files of a source may be others.")
@@ -107,51 +105,39 @@ def _settle(path: Path, longer: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _lengthen_scan(store: Store, plan: dict[str, Any]) -> None:
-    """Let the wind scan that was prepared with the store follow it."""
-    if not plan["scan"]:
-        return
-    about = plan["scan"]
-    scan = Scan(Path(about["out"]), about["patch"], tuple(about["regions"]), about["sectors"])
-    if store_of(scan.out) != store.fingerprint:
-        build_scan(store.path, scan, None)
-
-
-def _plan_of(store: Store) -> dict[str, Any]:
+def _plan_of(store: Store) -> Plan:
     """What the store was prepared with."""
     try:
-        plan: dict[str, Any] = json.loads((store.path / PLAN).read_text())
+        return read_plan(store.path / PLAN)
     except FileNotFoundError as error:
         raise DataError(
             f"{store.path} does not say how it was prepared: it is synthetic, or of a version that could not append. Prepare "
             "all files together again."
         ) from error
-    return plan
 
 
-def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> bool:
-    """Catalogue the new files, and lay everything of the old store beside it that stays; False where nothing is new."""
-    parts = layout.parts_path(longer)
-    for left in (layout.partial_path(longer), parts, longer):  # of other files, or never put in its place
+def _begin(longer: Path, store: Store, plan: Plan, workers: int) -> Preparation | None:
+    """Catalogue the new files, and lay everything of the old store beside it that stays; None where nothing is new."""
+    for left in (layout.partial_path(longer), layout.parts_path(longer), longer):  # of other files, or never put in its place
         shutil.rmtree(left, ignore_errors=True)
-    sources = sources_in(plan)
-    files = files_of(sources)
-    seen = identity.glance(files)
     stored_until = {name: _last_hour(store, name) for name in store.contents.hourly}
-    found = make_catalogue(longer, sources, defined_in(plan), workers).on(*_grids(store))
+    found = make_catalogue(longer, plan.sources, plan.defined, workers).on(*grids_of(store))
     _require_later(found, store, stored_until)
-    last, why = _reached(found, sources, stored_until)
-    catalogue = found.between({name: stored_until[_stored(name)] for name in found.hours}, last)
-    forget(longer)
-    if not catalogue.fields:
+    last, why = _reached(found, plan.sources, stored_until)
+    catalogue = found.between({name: stored_until[stored_as(name)] for name in found.rows}, last)
+    if not catalogue.rows:
+        forget(longer)
         console.print(f"nothing is appended: {why} reaches to {last} only. Append its later files, too.")
-        return False
-    later = {n for name, hours in found.hours.items() for n in found.file_of[name][hours > last].tolist()}
-    rest = {str(identity.on_disk(found.files[number])) for number in later}
+        return None
+    later = {number for rows in found.rows.values() for number in rows["file"][rows["hour"] > last].tolist()}
+    rest = {str(identity.on_disk(plan.files[number])) for number in later}
     if rest:
         console.print(f"appended as far as {last}, to which {why} reaches; later hours are taken up the next time")
-    _warn_of_lacking(catalogue, store, winds_of(sources))
-    console.print(f"{len(files)} new files, {' .. '.join(map(str, catalogue.span))}, to {store.times[0]} .. {store.times[-1]}")
+    content = {file: about._replace(rest=file in rest) for file, about in catalogue.about.content.items()}
+    catalogue = replace(catalogue, about=replace(catalogue.about, content=content))
+    _warn_of_lacking(catalogue, store, winds_of(plan.sources))
+    span = " .. ".join(map(str, catalogue.span))
+    console.print(f"{len(plan.files)} new files, {span}, to {store.times[0]} .. {store.times[-1]}")
     writing.create(
         longer,
         times=np.arange(store.times[0], max(store.times[-1], catalogue.span[1]) + 1),
@@ -165,16 +151,9 @@ def _begin(longer: Path, store: Store, plan: dict[str, Any], workers: int) -> bo
         earlier=(*store.earlier, store.fingerprint),
     )
     _keep_shards(longer, store, kept_shards(store, catalogue))
-    catalogue.save(parts / "catalogue.npz")
-    identity.begin(parts, seen, rest)
     for weights in store.path.glob("weights-*.npz"):
-        shutil.copyfile(weights, parts / weights.name)
-    write_text(parts / PLAN, json.dumps(plan))
-    return True
-
-
-def _stored(name: str) -> str:
-    return "rh" if name == DEW_POINT else name
+        shutil.copyfile(weights, layout.parts_path(longer) / weights.name)
+    return begun_with(longer, plan, catalogue)
 
 
 def _last_hour(store: Store, name: str) -> np.datetime64:
@@ -194,9 +173,9 @@ def _reached(
     reached = []
     for source in sources:
         own = [name for name in source.fields if name in found.hours]
-        lasts = [max(found.hours[name][-1], stored_until[_stored(name)]) for name in own]
-        reached.append((min(lasts) if own else max(stored_until[_stored(name)] for name in source.fields), source.kind))
-        absent = [_stored(name) for name in source.fields if own and name not in own]
+        lasts = [max(found.hours[name][-1], stored_until[stored_as(name)]) for name in own]
+        reached.append((min(lasts) if own else max(stored_until[stored_as(name)] for name in source.fields), source.kind))
+        absent = [stored_as(name) for name in source.fields if own and name not in own]
         if absent:
             console.print(
                 f"WARNING: {', '.join(absent)}: in none of the new files of '{source.kind}', and missing in their hours"
@@ -222,41 +201,27 @@ def _warn_of_lacking(catalogue: Catalogue, store: Store, winds: str) -> None:
     warn_of_lacking(catalogue, winds, known)
 
 
-def _grids(store: Store) -> tuple[list[Grid], list[int], dict[str, int]]:
-    """The grids of a store's files, of which source and which fields; those of the first versions had one source."""
-    with np.load(store.path / GRIDS, allow_pickle=False) as file:
-        grids = from_tables(file)
-        if "about" not in file:
-            return grids, [0] * len(grids), {}
-        about = json.loads(str(file["about"]))
-    return grids, about["source_of"], about["grid_of"]
-
-
-def _require_later(catalogue: Catalogue, store: Store, stored_until: dict[str, np.datetime64]) -> None:
+def _require_later(found: Catalogue, store: Store, stored_until: dict[str, np.datetime64]) -> None:
     """Every variable's hours are after those that the store has of it, and in no split, which runs have learned from.
 
     Files of which earlier hours were taken are no exception to the latter.
     """
-    known = {path for path, about in identity.recorded(store.path).items() if about.get("rest")}
-    end = max(last for ranges in store.splits.values() for _, last in ranges)
-    for name, hours in catalogue.hours.items():
-        last = stored_until[_stored(name)]
-        for number in np.unique(catalogue.file_of[name][hours <= last]).tolist():
-            file = catalogue.files[number]
-            if str(identity.on_disk(file)) not in known:
-                first = hours[catalogue.file_of[name] == number][0]
+    known = {path for path, about in identity.recorded(store.path).items() if about.rest}
+    end = store.times[max(last for ranges in store.splits.values() for _, last in ranges) - 1]
+    files = found.about.files
+    for name, rows in found.rows.items():
+        last = stored_until[stored_as(name)]
+        for row in rows[rows["hour"] <= last]:
+            if str(identity.on_disk(files[row["file"]])) not in known:
                 raise DataError(
-                    f"{file} holds '{name}' at {first}, and {store.path} has it up to {last}: only "
-                    "later hours can be appended. Leave it out, or prepare all files together "
-                    "again."
+                    f"{files[row['file']]} holds '{name}' at {row['hour']}, and {store.path} has it up to {last}: only later "
+                    "hours can be appended. Leave it out, or prepare all files together again."
                 )
-        early = hours[(hours > last) & (hours <= store.times[end - 1])]
+        early = rows[(rows["hour"] > last) & (rows["hour"] <= end)]
         if early.size:
-            file = catalogue.files[catalogue.file_of[name][int(np.flatnonzero(hours == early[0])[0])]]
             raise DataError(
-                f"{file} holds '{name}' at {early[0]}, where it is missing in {store.path}, inside "
-                "its splits, which stay as they are. Leave it out, or prepare all files together "
-                "again."
+                f"{files[early[0]['file']]} holds '{name}' at {early[0]['hour']}, where it is missing in {store.path}, inside "
+                "its splits, which stay as they are. Leave it out, or prepare all files together again."
             )
 
 

@@ -9,44 +9,40 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from rich.console import Console
 
 from data import DataError
-from data.prepare.catalogue.catalogue import Catalogue, load_catalogue
+from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.catalogue.search import forget, make_catalogue, require_all
 from data.prepare.grids import grid, regrid
 from data.prepare.inputs import identity
-from data.prepare.plan import PLAN, Plan, Scan, defined_in, sha256_of
-from data.prepare.shards import job_of
-from data.prepare.sources.source import sources_in, winds_of
+from data.prepare.plan import PLAN, Plan
+from data.prepare.preparation import Preparation, build_scan, console
+from data.prepare.sources.source import winds_of
 from data.prepare.static import static_fields
 from data.process.written import write_text
 from data.store import layout, opening, writing
-from data.wind_scan import cache, orders
-
-console = Console(stderr=True)
+from data.wind_scan import orders
 
 
-def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
+def begin(path: Path, plan: Plan, workers: int = 1) -> Preparation | None:
     """Create the unfinished store, or find it as it was left.
 
     Returns:
-        False where the store is finished already and was made by this plan.
+        None where the store is finished already and was made by this plan.
 
     Raises:
         DataError: a store of another plan stands there, or an input is wrong.
     """
     parts = layout.parts_path(path)
-    job_of.cache_clear()  # this process may have prepared another store here
     if path.exists():
         _require_made_by(path, plan)
         shutil.rmtree(parts, ignore_errors=True)
-        return False
+        return None
     if (parts / PLAN).exists():
-        _require_begun_by(path, plan)
-        require_same_hours(path, load_catalogue(parts / "catalogue.npz"))
-        return True
-    seen = identity.glance(plan.files)
+        begun = Preparation(path)
+        _require_begun_by(begun, plan)
+        begun.require_same_hours()
+        return begun
     catalogue = make_catalogue(path, plan.sources, plan.defined, workers)
     require_all(catalogue, plan.sources)
     _require_axes(catalogue, plan)
@@ -58,8 +54,7 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         orders.geometry(plan.target.lat, plan.target.lon, plan.scan.patch, plan.scan.regions, plan.scan.sectors)
     _require_space(path, len(np.unique(np.concatenate(list(catalogue.hours.values())))), plan)
     path.parent.mkdir(parents=True, exist_ok=True)
-    first, last = catalogue.span
-    times = np.arange(first, last + 1)
+    times = np.arange(catalogue.span[0], catalogue.span[1] + 1)
     writing.create(
         path,
         times=times,
@@ -71,13 +66,18 @@ def begin(path: Path, plan: Plan, workers: int = 1) -> bool:
         provenance=_provenance(plan, catalogue, methods),
         contents=plan.contents,
     )
-    catalogue.save(parts / "catalogue.npz")
-    identity.begin(parts, seen)
     for number, regridder in enumerate(regridders):
         scipy.sparse.save_npz(parts / f"weights-{number}.npz", regridder.weights)
-    write_text(parts / PLAN, json.dumps(plan.identity()))
+    return begun_with(path, plan, catalogue)
+
+
+def begun_with(path: Path, plan: Plan, catalogue: Catalogue) -> Preparation:
+    """Write down what a store is made by, the plan last: where it stands, everything does."""
+    parts = layout.parts_path(path)
+    catalogue.save(parts / "catalogue.npz")
+    write_text(parts / PLAN, json.dumps(plan.tree()))
     forget(path)
-    return True
+    return Preparation(path)
 
 
 def warn_of_lacking(catalogue: Catalogue, winds: str, with_air: np.ndarray) -> None:
@@ -85,8 +85,7 @@ def warn_of_lacking(catalogue: Catalogue, winds: str, with_air: np.ndarray) -> N
     for name, hours in catalogue.incomplete(winds, with_air).items():
         needed = " and ".join(catalogue.converted_with(name, winds))
         console.print(
-            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file "
-            f"has the {needed} that it is "
+            f"WARNING: '{name}' will be missing at {len(hours)} hours, first {hours[0]}: no file has the {needed} that it is "
             "converted with"
         )
 
@@ -103,40 +102,39 @@ def _provenance(plan: Plan, catalogue: Catalogue, methods: tuple[str, ...]) -> d
         "clipped": list(plan.clip),
         "masked_beyond": list(plan.mask_beyond),
         "source_grids": [list(source.shape) for source in catalogue.grids],
-        "plan_sha256": sha256_of(plan.identity()),
+        "plan_sha256": plan.sha256,
     }
 
 
 def _require_made_by(path: Path, plan: Plan) -> None:
     """A finished store must be what this plan and its files would give again."""
-    if opening.open_store(path).provenance.get("plan_sha256") != sha256_of(plan.identity()):
+    if opening.open_store(path).provenance.get("plan_sha256") != plan.sha256:
         raise DataError(f"{path} already exists and is from another plan. Remove it first, or write to another path.")
     identity.require_unchanged(path, plan.files)
     if plan.scan and not (plan.scan.out / "manifest.json").exists():  # killed between its last two steps
-        build_scan(path, plan.scan, None)
+        build_scan(path, plan, None)
 
 
-def _require_begun_by(path: Path, plan: Plan) -> None:
-    parts = layout.parts_path(path)
-    begun = json.loads((parts / PLAN).read_text())
-    differing = [key for key, value in plan.identity().items() if begun.get(key) != value]
+def _require_begun_by(begun: Preparation, plan: Plan) -> None:
+    before = begun.plan.tree()
+    differing = [key for key, value in plan.tree().items() if before[key] != value]
     if differing:
         raise DataError(
-            f"{layout.partial_path(path)} was begun with other {', '.join(differing)}. Bring them back, or remove it and "
-            f"{parts} to start again."
+            f"{layout.partial_path(begun.path)} was begun with other {', '.join(differing)}. Bring them back, or remove it and "
+            f"{begun.parts} to start again."
         )
 
 
 def _require_axes(catalogue: Catalogue, plan: Plan) -> None:
     """Winds along a grid's axes can be turned."""
-    number, along = catalogue.grid_of["u"], winds_of(plan.sources)
-    if along == "grid" and (catalogue.grids[number].lat.ndim == 1 or number != catalogue.grid_of["v"]):
+    grid_of, along = catalogue.about.grid_of, winds_of(plan.sources)
+    if along == "grid" and (catalogue.grids[grid_of["u"]].lat.ndim == 1 or grid_of["u"] != grid_of["v"]):
         raise DataError("--winds grid is for u and v on one curvilinear grid; along latitudes and longitudes they are `earth`.")
 
 
 def _regridder(number: int, catalogue: Catalogue, plan: Plan) -> tuple[regrid.Regridder, str]:
     """Weights from a grid of the files to the target, and their method."""
-    source, asked = catalogue.grids[number], plan.sources[catalogue.source_of[number]].method
+    source, asked = catalogue.grids[number], plan.sources[catalogue.about.source_of[number]].method
     (fine_lat, fine_lon), (lat, lon) = grid.spacing(source), grid.spacing(plan.target)
     method = asked or ("conservative" if lat * lon > fine_lat * fine_lon else "bilinear")
     console.print(f"{fine_lat:.3g} x {fine_lon:.3g} to {lat:.3g} x {lon:.3g} degrees, {method}")
@@ -148,32 +146,6 @@ def _regridder(number: int, catalogue: Catalogue, plan: Plan) -> tuple[regrid.Re
             "outside domain_mask"
         )
     return regridder, method
-
-
-def require_same_hours(path: Path, before: Catalogue) -> None:
-    """Files that were replaced since the catalogue was made must hold the same hours; their shards are written again.
-
-    Raises:
-        DataError: they do not.
-    """
-    parts = layout.parts_path(path)
-    replaced = identity.replaced(parts, before.files)
-    if not replaced:
-        return
-    names = ", ".join(map(str, replaced[:4])) + (" and others" if len(replaced) > 4 else "")
-    console.print(f"{names} changed since the catalogue was made: comparing")
-    plan = json.loads((parts / PLAN).read_text())
-    now = make_catalogue(path, sources_in(plan), defined_in(plan))
-    forget(path)
-    if not before.equals(now.on(before.grids, before.source_of, before.grid_of) if "base" in plan else now):
-        raise DataError(
-            f"{replaced[0]} holds other hours, or another grid or kind of unit, than when it was catalogued: "
-            f"remove {layout.partial_path(path)} and {parts} to start again."
-        )
-
-
-def build_scan(path: Path, scan: Scan, codes: np.ndarray | None) -> None:
-    cache.build(opening.open_store(path), scan.out, patch=scan.patch, regions=scan.regions, sectors=scan.sectors, codes=codes)
 
 
 def _split_hours(plan: Plan, times: np.ndarray) -> dict[str, tuple[int, int]]:

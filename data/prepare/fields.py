@@ -14,7 +14,7 @@ from data import DataError
 from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.grids.grid import Grid, turned
 from data.prepare.grids.regrid import Regridder
-from data.prepare.sources.spellings import DEW_POINT
+from data.prepare.sources.source import DEW_POINT
 from data.prepare.sources.units import LIKELY, concentration, conversion, mass_mixing_ratio, relative_humidity, units_of
 from data.prepare.stored import Stored, decoded, stored_hours
 from data.variables import Variable
@@ -64,12 +64,12 @@ class Reader:
             DataError: a file is damaged, its unit is unknown, or its values are impossible or fit
                 another unit.
         """
-        first = [name for name in AIR if name in self.catalogue.fields]
-        rest = [name for name in self.catalogue.fields if name not in AIR]
+        first = [name for name in AIR if name in self.catalogue.rows]
+        rest = [name for name in self.catalogue.rows if name not in AIR]
         for names in (first, rest) if self._needs_air() else ([*first, *rest],):
             for number in self.catalogue.files_between(self.first, self.first + np.timedelta64(self.count, "h")):
                 self._read_file(number, names)
-        if "rh" not in self.catalogue.fields and DEW_POINT in self._air and "temp" in self._air:
+        if "rh" not in self.catalogue.rows and DEW_POINT in self._air and "temp" in self._air:
             slots = self._slots(DEW_POINT)
             humidity = relative_humidity(self._air[DEW_POINT][slots], self._air["temp"][slots])
             self._keep("rh", slots, self._judged("rh", humidity, slots, "temp", "computed of the dew point"), "temp")
@@ -78,20 +78,20 @@ class Reader:
             for name, wind in zip(("u", "v"), both, strict=True):
                 slots = self._slots(name)
                 self._keep(name, slots, self._judged(name, wind[slots], slots, name, "turned to the east and north"), name)
-        for name in self.catalogue.fields:
-            own = "rh" if name == DEW_POINT and "rh" not in self.catalogue.fields else name
+        for name in self.catalogue.rows:
+            own = "rh" if name == DEW_POINT and "rh" not in self.catalogue.rows else name
             if own in self._fields:
                 self._require_usual(own, self._slots(name))
 
     def _needs_air(self) -> bool:
-        return bool(self.catalogue.by_air) or DEW_POINT in self.catalogue.fields
+        return bool(self.catalogue.about.by_air) or DEW_POINT in self.catalogue.rows
 
     def _read_file(self, number: int, names: list[str]) -> None:
-        own, path = self.catalogue, self.catalogue.files[number]
-        places = {name: found for name in names if len((found := self._places(name, number))[0])}
-        asked = {name: (own.layouts[how[0]], along) for name, (_, along, how) in places.items()}
+        about, path = self.catalogue.about, self.catalogue.about.files[number]
+        rows = {name: found[found["file"] == number] for name in names for found in [self._rows(name)]}
+        asked = {name: (about.layouts[found["layout"][0]], found["place"]) for name, found in rows.items() if len(found)}
         for name, stored in stored_hours(path, asked):
-            slots = places[name][0]
+            slots = (rows[name]["hour"] - self.first).astype(int)
             values, ratio = self._converted(stored, name, path)
             if ratio and not self.catalogue.on_one_grid(name, "temp", "psfc"):
                 self._keep_in_air_of_target(name, slots, values)
@@ -165,29 +165,22 @@ class Reader:
         return of[name]
 
     def _grid(self, name: str) -> Grid:
-        return self.catalogue.grids[self.catalogue.grid_of[name]]
+        return self.catalogue.grids[self.catalogue.about.grid_of[name]]
 
     def _regridder(self, name: str) -> Regridder:
-        return self.regridders[self.catalogue.grid_of[name]]
-
-    def _span(self, name: str) -> slice:
-        """Which of a field's hours are ours."""
-        hours = self.catalogue.hours[name]
-        return slice(*np.searchsorted(hours, [self.first, self.first + np.timedelta64(self.count, "h")]))
+        return self.regridders[self.catalogue.about.grid_of[name]]
 
     def _slots(self, name: str) -> np.ndarray:
         """Our hours that any file holds of a field."""
-        return (self.catalogue.hours[name][self._span(name)] - self.first).astype(int)
+        return (self._rows(name)["hour"] - self.first).astype(int)
 
-    def _places(self, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a field in a file: which of our hours it holds, where, and in which layout."""
-        own, span = self.catalogue, self._span(name)
-        mine = own.file_of[name][span] == number
-        return self._slots(name)[mine], own.place_of[name][span][mine], own.layout_of[name][span][mine]
+    def _rows(self, name: str) -> np.ndarray:
+        """Where a field's hours that are ours lie."""
+        return self.catalogue.within(name, self.first, self.first + np.timedelta64(self.count, "h"))
 
     def _converted(self, stored: Stored, name: str, path: Path) -> tuple[np.ndarray, bool]:
         """(n, H, W) on the source's grid, in our units or as kg per kg of air; and whether it is the latter."""
-        units, canonical = units_of(self.catalogue.fields[name], stored.attributes), self.become[name].units
+        units, canonical = units_of(self.catalogue.about.fields[name], stored.attributes), self.become[name].units
         values = decoded(stored)
         self.bytes_read += values.nbytes
         ratio = mass_mixing_ratio(units, name) if canonical == "ug m-3" else None
@@ -220,7 +213,7 @@ class Reader:
 
     def _fitting(self, name: str, median: float) -> list[str]:
         """Units in which the files' numbers would be usual ones."""
-        variable, named = self.become[name], self.catalogue.fields.get(name)
+        variable, named = self.become[name], self.catalogue.about.fields.get(name)
         taken_for = variable.units if named is None else named.units  # humidity is computed in ours
         assert variable.typical is not None
         low, high = variable.typical

@@ -1,19 +1,20 @@
-"""Everything that determines a prepared store."""
+"""Everything that determines a prepared store, and how it is written down."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from data import DataError
 from data.prepare.grids.grid import Grid
-from data.prepare.sources.source import Source, files_of, written_down
-from data.prepare.sources.spellings import DEW_POINT
-from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents, restored
+from data.prepare.sources.source import Source, files_of, stored_as
+from data.variables import KNOWN, PUBLISHED, Contents, Variable, contents
 
 PLAN = "plan.json"  # in the parts of an unfinished store, and in a finished one
 
@@ -42,10 +43,12 @@ class Plan:
     land_mask: str | None = None
     domain: str | None = None
     shard_hours: int = 120
-    scan: Scan | None = field(default=None)
+    scan: Scan | None = None
     clip: tuple[str, ...] = ()  # variables whose impossible values become the nearest possible one
     mask_beyond: tuple[str, ...] = ()  # variables whose impossible values become missing
     defined: tuple[Variable, ...] = ()  # variables that the user has defined
+    base: Path | None = None  # the store that hours are appended to
+    before: str = ""  # its fingerprint
 
     @property
     def files(self) -> list[Path]:
@@ -54,8 +57,7 @@ class Plan:
     @property
     def contents(self) -> Contents:
         """What the store will hold: the fields that are read, and the static ones."""
-        fields = [name for source in self.sources for name in source.fields]
-        read = {"rh" if name == DEW_POINT else name for name in fields} | set(PUBLISHED.names("static"))
+        read = {stored_as(name) for source in self.sources for name in source.fields} | set(PUBLISHED.names("static"))
         return contents(variable for variable in (*KNOWN, *self.defined) if variable.name in read)
 
     @property
@@ -65,19 +67,30 @@ class Plan:
         down, right = (np.arange(rows) + 0.5) / rows, (np.arange(cols) + 0.5) / cols
         return Grid(north - down * (north - south), west + right * (east - west))
 
-    def identity(self) -> dict[str, Any]:
-        """What a restart is compared with; what the files hold is compared by their content (identity.py)."""
-        described: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        described.pop("sources")
-        if not self.defined:  # or plans of the first versions would be others
-            described.pop("defined")
-        return described | written_down(self.sources)
+    def tree(self) -> dict[str, Any]:
+        """The plan as JSON has it; what the files hold is compared by their content (identity.py)."""
+        tree: dict[str, Any] = _PLAN.dump_python(self, mode="json")
+        return tree
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
 
 
-def defined_in(plan: dict[str, Any]) -> tuple[Variable, ...]:
-    """The variables that a user has defined, of a plan that was written down."""
-    return tuple(restored(about) for about in plan.get("defined", []))
+_PLAN = TypeAdapter(Plan)
 
 
-def sha256_of(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+def read_plan(path: Path) -> Plan:
+    """A plan that was written down.
+
+    Raises:
+        DataError: another version of this program wrote it.
+        FileNotFoundError: there is none.
+    """
+    try:
+        return _PLAN.validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise DataError(
+            f"{path.parent} was begun or prepared by another version: remove it, and what was begun beside it, and prepare "
+            "all files together."
+        ) from error

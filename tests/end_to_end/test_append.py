@@ -15,8 +15,10 @@ import pytest
 
 from data import DataError
 from data.__main__ import main
-from data.prepare import appending, beginning, stages
+from data.prepare import appending, stages
 from data.prepare.appending import append
+from data.prepare.plan import Scan
+from data.prepare.preparation import Preparation
 from data.store.opening import open_store, verify
 from data.store.reader import ShardReader
 from data.wind_scan.cache import open_cache
@@ -40,7 +42,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(raw: Path, path: Path, *files: str) -> Path:
     splits = {"train": ("2014-12-31", "2015-01-01"), "validation": ("2015-01-02", "2015-01-02")}
-    scan = beginning.Scan(path.with_suffix(".wind_scan"), 2, (4, 4))
+    scan = Scan(path.with_suffix(".wind_scan"), 2, (4, 4))
     stages.prepare(path, plan(raw, *(raw / file for file in files), splits=splits, shard_hours=20, scan=scan), workers=1)
     return path
 
@@ -119,7 +121,8 @@ def test_an_append_that_was_killed_goes_on(
 ) -> None:
     """After each of its steps; and what opens in between is whole, the old store or the new one."""
     path = copied(short, tmp_path)
-    own: Callable[..., Any] = getattr(appending, where)
+    home: Any = Preparation if where == "finish" else appending
+    own: Callable[..., Any] = getattr(home, where)
     calls = []
 
     def dies(*given: Any) -> None:
@@ -132,7 +135,7 @@ def test_an_append_that_was_killed_goes_on(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(appending, where, dies)
+        patched.setattr(home, where, dies)
         with pytest.raises(Killed):
             append(path, [raw / "feb.nc"], workers=1)
     open_store(path)

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from data.__main__ import main
-from data.prepare import appending
+from data.prepare.preparation import Preparation
 from data.store.opening import open_store
 from tests.end_to_end.test_sources import POLLUTANTS, TRUTH, UNITS, WEATHER, listed, prepare, regular
 
@@ -159,7 +159,7 @@ def test_an_append_goes_on_with_the_same_hours_only_and_on_the_same_grids(
 
     def interrupted(*given: object) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(appending, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(Preparation, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert append(tmp_path / "s.zarr", *given) == 130
 
     interrupted(*two_sources(tmp_path))

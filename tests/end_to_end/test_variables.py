@@ -120,7 +120,7 @@ def test_a_run_trains_on_what_a_store_has_and_reads_no_more(store: Store, tmp_pa
         ("elevation: {name: z}", "", "'elevation' has no time; such fields come with --elevation"),
         ("temp:\nco: {name: co, units: kg kg-1}", "", "converted with temp, which the store leaves out"),
         ("", "o3: {units: ppb, range: [0, 1]}", "'o3' is known already, in ug m-3; to read it, add it to --map"),
-        ("", "dust: {units: ug m-3}", "'dust' needs units and range"),
+        ("", "dust: {units: ug m-3}", "'dust', 'range': Field required. Write one line a variable"),
         ("", "dust: {units: ug m-3, range: [0, 1], group: static}", "cannot be in the group 'static'"),
         ("", "dust: {units: ug m-3, range: [0, 1], group: chemistry}", "none of the 1 files (caqra) holds: dust (dust)"),
     ],

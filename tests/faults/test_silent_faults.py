@@ -22,15 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data import DataError
-from data.prepare import beginning, shards, stages
+from data.prepare import beginning, stages
 from data.prepare.catalogue.catalogue import Catalogue
 from data.prepare.catalogue.search import make_catalogue
 from data.prepare.fields import Reader
 from data.prepare.grids.regrid import Regridder
 from data.prepare.inputs import netcdf3
 from data.prepare.plan import Plan
-from data.prepare.sources import spellings
-from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Source
+from data.prepare.sources.source import DEFAULT_CLOCK, Clock, Named, Source, known_fields, read_as
 from data.prepare.stored import Stored, decoded
 from data.process.ranks import LaunchError, World
 from data.store import opening as stores
@@ -332,7 +331,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(raw: Path, *files: Path) -> Plan:
     static = raw / "static.nc"
     return Plan(
-        sources=(Source("caqra", spellings.known_fields("caqra"), list(files)),),
+        sources=(Source("caqra", known_fields("caqra"), list(files)),),
         lat=(24.0, 46.0),
         lon=(92.0, 116.0),
         grid=(16, 32),
@@ -356,13 +355,16 @@ def test_f50_a_source_that_was_replaced_by_another_of_the_same_size_and_time_is_
 
     ours, path = plan(raw, source), tmp_path / "s.zarr"
     put("bad.nc")
-    beginning.begin(path, ours)
-    stages.load(path, [0], workers=1)
-    assert stages.remaining(path) == [1, 2]
+    begun = beginning.begin(path, ours)
+    assert begun
+    begun.load([0], workers=1)
+    assert begun.remaining() == [1, 2]
     put("good.nc")
-    assert beginning.begin(path, ours)
-    shards.job_of.cache_clear()
-    assert stages.remaining(path) == [0, 1, 2]
+    with pytest.raises(DataError, match="changed while it was read"):
+        begun.load([1], workers=1)
+    again = beginning.begin(path, ours)
+    assert again
+    assert again.remaining() == [0, 1, 2]
     stages.prepare(path, ours, workers=1)
     put("good.nc")  # once more: other times of the file system, the same content
     assert not beginning.begin(path, ours)
@@ -399,15 +401,15 @@ def read(found: Catalogue, start: np.datetime64, count: int) -> dict[str, np.nda
     (grid,) = found.grids
     cells = grid.shape[0] * grid.shape[1]
     same = Regridder(scipy.sparse.csr_array(scipy.sparse.eye_array(cells), dtype="f4"), grid.shape)
-    fields = {name: np.full((count, *grid.shape), np.nan, "f4") for name in found.fields}
-    Reader(found, [same], spellings.read_as(()), fields, start).read()
+    fields = {name: np.full((count, *grid.shape), np.nan, "f4") for name in found.rows}
+    Reader(found, [same], read_as(()), fields, start).read()
     return fields
 
 
-FIELD = {"pm25": spellings.Named(("pm2p5",), "ug m-3")}
+FIELD = {"pm25": Named(("pm2p5",), "ug m-3")}
 
 
-def catalogued(fields: dict[str, spellings.Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
+def catalogued(fields: dict[str, Named], files: list[Path], clock: Clock = DEFAULT_CLOCK) -> Catalogue:
     return make_catalogue(files[0].parent / "s.zarr", (Source("generic", fields, files, clock),), ())
 
 
@@ -561,7 +563,7 @@ def test_f51_each_variable_is_stored_at_its_own_times(tmp_path: Path) -> None:
         "longitude": ("longitude", lon, {"units": "degrees_east"}),
     }
     xr.Dataset(fields, coordinates).to_netcdf(tmp_path / "f.nc")
-    found = catalogued(FIELD | {"u": spellings.Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
+    found = catalogued(FIELD | {"u": Named(("u10",), "m s-1")}, [tmp_path / "f.nc"])
     start = np.datetime64("2015-03-01T00", "h")
     assert ((found.hours["pm25"] - start).astype(int) == slow).all()
     assert ((found.hours["u"] - start).astype(int) == hourly).all()

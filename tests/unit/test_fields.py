@@ -13,8 +13,7 @@ from data.prepare.catalogue.search import make_catalogue
 from data.prepare.fields import Reader
 from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid
-from data.prepare.sources.source import Source
-from data.prepare.sources.spellings import Named, read_as
+from data.prepare.sources.source import Named, Source, read_as
 
 LAT, LON = np.arange(30.0, 34.0, 0.125), np.arange(110.0, 114.0, 0.125)
 TARGET = Grid(np.arange(30.5, 33.1, 0.5), np.arange(110.5, 113.1, 0.5))

@@ -68,7 +68,6 @@ def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(tmp_path: Path, 
         return hashes[-1]
 
     monkeypatch.setattr(identity, "_sha256", copied_meanwhile)
-    monkeypatch.setattr(identity, "_glance", lambda path: [path.stat().st_size])
-    assert identity.content_of(tmp_path, file) == hashlib.sha256(b"half and half").hexdigest()
+    monkeypatch.setattr(identity, "glance", lambda path: [path.stat().st_size])
+    assert identity.content_of(file).sha256 == hashlib.sha256(b"half and half").hexdigest()
     assert len(hashes) == 2
-    identity.require_still(tmp_path, file)

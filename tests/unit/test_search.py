@@ -12,8 +12,7 @@ import xarray as xr
 from data import DataError
 from data.prepare.catalogue import search
 from data.prepare.catalogue.search import look_ahead, make_catalogue
-from data.prepare.sources.source import Source
-from data.prepare.sources.spellings import Named
+from data.prepare.sources.source import Named, Source
 
 FIELD = {"pm25": Named(("pm25",), "ug m-3")}
 

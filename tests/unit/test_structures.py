@@ -22,8 +22,7 @@ from data.prepare.catalogue.search import make_catalogue
 from data.prepare.fields import Reader
 from data.prepare.grids import regrid
 from data.prepare.grids.grid import Grid
-from data.prepare.sources.source import Clock, Source
-from data.prepare.sources.spellings import Named, read_as
+from data.prepare.sources.source import Clock, Named, Source, read_as
 
 DRAWS = 20_000 if "TOPOFLOW_ALL_WAYS" in os.environ else 100
 FIRST = np.datetime64("2015-02-27T20", "h")  # a month ends meanwhile

@@ -7,36 +7,60 @@ little.
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import track
 
 from data import DataError
-from data.prepare.catalogue.catalogue import SAME_GRID, Catalogue, restored
+from data.prepare.catalogue.catalogue import ROW, SAME_GRID, About, Catalogue
 from data.prepare.grids.grid import Grid, as_tables, from_tables, same_grid
-from data.prepare.inputs import identity
+from data.prepare.inputs.given import on_disk
+from data.prepare.inputs.identity import Content, content_of, glance
 from data.prepare.inputs.opening import opened
 from data.prepare.sources.coordinates import Coordinates, Layout, coordinates, layout, level_of
-from data.prepare.sources.source import Source, files_of
-from data.prepare.sources.spellings import DEW_POINT, read_as, spelling
+from data.prepare.sources.source import DEW_POINT, Source, files_of, read_as, spelling
 from data.prepare.sources.times import Hours, valid_hours
 from data.prepare.sources.units import require_known_unit
+from data.process.workers import results
 from data.process.written import being_written, write_text
 from data.variables import Variable
 
 PIECE = 48  # files that are looked into together: two days of one file an hour
 FEW = 2  # pieces that are soon looked into again, and leave nothing behind where they are refused
+
+
+@dataclass(frozen=True)
+class Found:
+    """A field of a file."""
+
+    name: str
+    layout: Layout
+    grid: str  # digest of its grid
+    level: float | None
+    ratio: bool  # it is a mixing ratio
+    leads: bool  # it is of forecasts
+    hours: list[int]  # since 1970, UTC
+    places: list[int]  # of these hours, in time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was found in some files that are looked into together."""
+
+    asked: str  # digest of what was looked for, and where
+    content: dict[str, Content]
+    fields: list[list[Found]]  # of every file
+    notes: list[str]
+
+
+_PIECE = TypeAdapter(Piece)
 
 
 def look_ahead(
@@ -48,13 +72,7 @@ def look_ahead(
     pieces = _pieces(sources)
     wanted = [number for number in range(part, len(pieces), parts) if _kept(folder, *pieces[number], number) is None]
     tasks = [(folder, number, *pieces[number], defined) for number in wanted]
-    if workers == 1 or len(tasks) < 2:
-        steps: Iterator[None] = map(_look, tasks)
-    else:
-        # Spawned: libraries that were opened before a fork hang after it.
-        pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
-        steps = _ended(pool, tasks)
-    shown = len(tasks) > FEW and part == 0
+    steps, shown = results(_look, tasks, workers), len(tasks) > FEW and part == 0
     for _ in track(steps, "looking into files", total=len(tasks), console=Console(stderr=True), disable=not shown):
         pass
 
@@ -81,16 +99,17 @@ def make_catalogue(path: Path, sources: tuple[Source, ...], defined: tuple[Varia
 
 
 def _put_together(path: Path, sources: tuple[Source, ...]) -> Catalogue:
-    table = _Table(sources)
-    folder, first, notes = _folder(path), 0, set()
+    table = _Table(sources, _folder(path))
+    notes, first = set[str](), 0
     for number, (source, files) in enumerate(_pieces(sources)):
-        kept = _kept(folder, source, files, number)
-        if kept is None:
+        piece = _kept(table.folder, source, files, number)
+        if piece is None:
             raise DataError(f"{files[0]} or a file beside it changed while it was looked into: run the same command again.")
-        for place, fields in enumerate(kept["fields"]):
-            for field in fields:
-                table.add(first + place, folder, **field)
-        notes |= set(kept["notes"])
+        for file, fields in enumerate(piece.fields, first):
+            for found in fields:
+                table.add(file, found)
+        table.content |= piece.content
+        notes |= set(piece.notes)
         first += len(files)
     for note in sorted(notes):
         Console(stderr=True).print(note)
@@ -112,37 +131,29 @@ def _pieces(sources: tuple[Source, ...]) -> list[tuple[Source, list[Path]]]:
     return [(source, source.files[start : start + PIECE]) for source, start in starts]
 
 
-def _ended(pool: ProcessPoolExecutor, tasks: list[Any]) -> Iterator[None]:
-    with pool:
-        try:
-            yield from pool.map(_look, tasks)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _look(task: tuple[Path, int, Source, list[Path], tuple[Variable, ...]]) -> None:
+def _look(folder: Path, number: int, source: Source, files: list[Path], defined: tuple[Variable, ...]) -> None:
     """Look into a piece of files, and keep what is found."""
-    folder, number, source, files, defined = task
-    seen, notes = identity.glance(files), set[str]()
+    content, notes = {str(file): content_of(file) for file in {on_disk(file) for file in files}}, set[str]()
     fields = [_fields_of(file, source, read_as(defined), folder, notes) for file in files]
-    kept = {"asked": _asked(source, files), "seen": seen, "fields": fields, "notes": sorted(notes)}
-    write_text(folder / f"{number}.json", json.dumps(kept))
+    piece = Piece(_asked(source, files), content, fields, sorted(notes))
+    write_text(folder / f"{number}.json", _PIECE.dump_json(piece).decode())
 
 
-def _kept(folder: Path, source: Source, files: list[Path], number: int) -> dict[str, Any] | None:
+def _kept(folder: Path, source: Source, files: list[Path], number: int) -> Piece | None:
     """What was found in a piece; None where it was not looked into, or the files look different since."""
     try:
-        kept: dict[str, Any] = json.loads((folder / f"{number}.json").read_text())
-    except (FileNotFoundError, ValueError):
+        piece = _PIECE.validate_json((folder / f"{number}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
-    return kept if kept["asked"] == _asked(source, files) and kept["seen"] == identity.glance(files) else None
+    unchanged = all(glance(Path(file)) == content.glance for file, content in piece.content.items())
+    return piece if piece.asked == _asked(source, files) and unchanged else None
 
 
 def _asked(source: Source, files: list[Path]) -> str:
     return hashlib.sha256(repr((replace(source, files=[]), files)).encode()).hexdigest()
 
 
-def _fields_of(path: Path, source: Source, become: dict[str, Variable], folder: Path, notes: set[str]) -> list[dict[str, Any]]:
+def _fields_of(path: Path, source: Source, become: dict[str, Variable], folder: Path, notes: set[str]) -> list[Found]:
     """Every field that a file has: where it lies, its hours and its cells."""
     found = []
     grids: dict[tuple[str, str], str] = {}
@@ -162,9 +173,8 @@ def _fields_of(path: Path, source: Source, become: dict[str, Variable], folder: 
             plane = (how.y, how.x)
             grids[plane] = grids.get(plane) or _keep_grid(place.grid, folder)
             notes |= {f"{source.kind}: {hours.note}"} if hours.note else set()
-            places = {"hours": hours.valid.astype("i8").tolist(), "places": hours.places.tolist()}
-            about = {"level": level_of(dataset, spelt, how.at), "ratio": ratio, "leads": hours.leads is not None}
-            found.append({"name": name, "layout": how, "grid": grids[plane], **about, **places})
+            about = grids[plane], level_of(dataset, spelt, how.at), ratio, hours.leads is not None
+            found.append(Found(name, how, *about, hours.valid.astype("i8").tolist(), hours.places.tolist()))
     return found
 
 
@@ -181,60 +191,50 @@ def _keep_grid(grid: Grid, folder: Path) -> str:
 class _Table:
     """What was found in all files, put together; says what does not fit."""
 
-    def __init__(self, sources: tuple[Source, ...]) -> None:
-        self.sources, self.files = sources, files_of(sources)
-        self.grids: list[Grid] = []
-        self.source_of: list[int] = []
-        self.grid_of: dict[str, int] = {}
-        self.level_of: dict[str, tuple[float, Path]] = {}
-        self.layouts: dict[Layout, int] = {}
-        self.places: dict[str, list[tuple[int, int, int, int, bool]]] = defaultdict(list)
-        self.by_air: set[str] = set()
+    def __init__(self, sources: tuple[Source, ...], folder: Path) -> None:
+        self.sources, self.files, self.folder = sources, files_of(sources), folder
+        self.content: dict[str, Content] = {}
+        self._grids: list[Grid] = []
+        self._source_of: list[int] = []
+        self._grid_of: dict[str, int] = {}
+        self._level_of: dict[str, tuple[float, Path]] = {}
+        self._layouts: dict[Layout, int] = {}
+        self._rows: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._by_air: set[str] = set()
+        self._with_leads: set[str] = set()
         self._owner = [number for number, source in enumerate(sources) for _ in source.files]  # of every file
         self._numbers: dict[tuple[int, str], int] = {}
 
-    def add(
-        self,
-        file: int,
-        folder: Path,
-        name: str,
-        layout: list[Any],
-        grid: str,
-        level: float | None,
-        ratio: bool,
-        leads: bool,
-        hours: list[int],
-        places: list[int],
-    ) -> None:
+    def add(self, file: int, found: Found) -> None:
         """Add a field of a file.
 
         Raises:
             DataError: it is on another grid or level than in the files before it.
         """
-        path, owner = self.files[file], self._owner[file]
-        if (owner, grid) not in self._numbers:
-            self._numbers[owner, grid] = self._number_of(folder / f"grid-{grid}.npz", owner)
-        number = self._numbers[owner, grid]
-        before = self.grid_of.setdefault(name, number)
+        name, path, owner = found.name, self.files[file], self._owner[file]
+        if (owner, found.grid) not in self._numbers:
+            self._numbers[owner, found.grid] = self._number_of(found.grid, owner)
+        number = self._numbers[owner, found.grid]
+        before = self._grid_of.setdefault(name, number)
         if before != number:
-            sizes = [" x ".join(map(str, self.grids[n].shape)) for n in (number, before)]
+            sizes = [" x ".join(map(str, self._grids[n].shape)) for n in (number, before)]
             raise DataError(
-                f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it "
-                f"({sizes[1]}): every variable "
-                "must be on one grid. Leave one kind of files out, or list both as sources "
-                "(`prepare several`), only "
-                f"one of which reads '{name}'."
+                f"{path} has '{name}' on another grid ({sizes[0]}) than the files before it ({sizes[1]}): every variable must "
+                "be on one grid. Leave one kind of files out, or list both as sources (`prepare several`), only one of which "
+                f"reads '{name}'."
             )
-        then, first = self.level_of.setdefault(name, (level, path)) if level is not None else (None, path)
-        if level != then:
+        then, first = (None, path) if found.level is None else self._level_of.setdefault(name, (found.level, path))
+        if found.level != then:
             raise DataError(
-                f"{path} has '{name}' on the level {level}, and {first} on {then}: they are not "
-                "one field. Leave one kind of files out, or say in the map which level is meant, "
-                "by its value."
+                f"{path} has '{name}' on the level {found.level}, and {first} on {then}: they are not one field. Leave one "
+                "kind of files out, or say in the map which level is meant, by its value."
             )
-        self.by_air |= {name} if ratio else set()
-        how = self.layouts.setdefault(restored(*layout), len(self.layouts))
-        self.places[name] += [(hour, file, place, how, leads) for hour, place in zip(hours, places, strict=True)]
+        self._by_air |= {name} if found.ratio else set()
+        self._with_leads |= {name} if found.leads else set()
+        rows = np.empty(len(found.hours), ROW)
+        rows["hour"], rows["file"], rows["place"] = np.array(found.hours, "M8[h]"), file, found.places
+        rows["layout"] = self._layouts.setdefault(found.layout, len(self._layouts))
+        self._rows[name].append(rows)
 
     def catalogue(self) -> Catalogue:
         """Everything, hours in order.
@@ -242,44 +242,45 @@ class _Table:
         Raises:
             DataError: an hour is in two places, or what is converted with others lacks these.
         """
-        fields = {name: named for source in self.sources for name, named in source.fields.items() if self.places.get(name)}
-        self._require_air({name for source in self.sources for name in source.fields})
-        columns = {name: self._columns(name) for name in fields}
-        own = self.files, self.grids, self.source_of, self.grid_of, list(self.layouts)
-        hours, files, places, layouts = ({n: column[kind] for n, column in columns.items()} for kind in range(4))
-        return Catalogue(fields, *own, hours, files, places, layouts, sorted(self.by_air))
+        read = {name: named for source in self.sources for name, named in source.fields.items()}
+        self._require_air(set(read))
+        rows = {name: self._in_order(name) for name in read if sum(map(len, self._rows[name]))}
+        fields = {name: read[name] for name in rows}
+        grids, layouts = (self._source_of, self._grid_of), list(self._layouts)
+        about = About(fields, self.files, self.content, *grids, layouts, sorted(self._by_air))
+        return Catalogue(about, self._grids, rows)
 
-    def _columns(self, name: str) -> tuple[np.ndarray, ...]:
-        found = sorted(self.places[name])
-        for (hour, first, *_, leads), (again, second, *_) in pairwise(found):
-            if hour == again:
-                one, other = self.files[first], self.files[second]
-                where = f"twice in {one}" if first == second else f"in {one} and in {other}"
-                remedy = "remove one of the two"
-                if leads:
-                    remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
-                    remedy += " (lead: 3 in a list of sources)"
-                raise DataError(f"'{name}' at {np.datetime64(hour, 'h')} is {where}: {remedy}.")
-        hours, files, places, layouts = (np.array(column) for column in zip(*(f[:4] for f in found), strict=True))
-        return hours.astype("datetime64[h]"), files, places, layouts
+    def _in_order(self, name: str) -> np.ndarray:
+        rows = np.sort(np.concatenate(self._rows[name]), order=["hour", "file", "place"])
+        (again,) = np.nonzero(rows["hour"][1:] == rows["hour"][:-1])
+        if again.size:
+            (hour, first, *_), (_, second, *_) = rows[again[0]], rows[again[0] + 1]
+            one, other = self.files[first], self.files[second]
+            where = f"twice in {one}" if first == second else f"in {one} and in {other}"
+            remedy = "remove one of the two"
+            if name in self._with_leads:
+                remedy = "these are forecasts of one hour with several lead times, choose which to take, as --lead 3"
+                remedy += " (lead: 3 in a list of sources)"
+            raise DataError(f"'{name}' at {hour} is {where}: {remedy}.")
+        return rows
 
     def _require_air(self, fields: set[str]) -> None:
         """What is converted with the air's pressure, temperature and dew point has those."""
         absent = [name for name in ("temp", "psfc") if name not in fields]
-        if absent and (self.by_air or DEW_POINT in fields):
+        if absent and (self._by_air or DEW_POINT in fields):
             raise DataError(f"mixing ratios and dew points are converted with {', '.join(absent)}, which the store leaves out.")
-        if DEW_POINT in self.grid_of and self.grid_of[DEW_POINT] != self.grid_of.get("temp"):
+        if DEW_POINT in self._grid_of and self._grid_of[DEW_POINT] != self._grid_of.get("temp"):
             raise DataError("the dew point is on another grid than 'temp': take both from one product, or map `rh`.")
 
-    def _number_of(self, file: Path, owner: int) -> int:
-        with np.load(file, allow_pickle=False) as tables:
+    def _number_of(self, digest: str, owner: int) -> int:
+        with np.load(self.folder / f"grid-{digest}.npz", allow_pickle=False) as tables:
             (here,) = from_tables(tables)
-        for number, grid in enumerate(self.grids):
-            if self.source_of[number] == owner and same_grid(grid, here, SAME_GRID):
+        for number, grid in enumerate(self._grids):
+            if self._source_of[number] == owner and same_grid(grid, here, SAME_GRID):
                 return number
-        self.grids.append(here)
-        self.source_of.append(owner)
-        return len(self.grids) - 1
+        self._grids.append(here)
+        self._source_of.append(owner)
+        return len(self._grids) - 1
 
 
 def require_all(catalogue: Catalogue, sources: tuple[Source, ...]) -> None:
@@ -289,7 +290,7 @@ def require_all(catalogue: Catalogue, sources: tuple[Source, ...]) -> None:
         DataError: one is in none of them.
     """
     for source in sources:
-        absent = [name for name in source.fields if name not in catalogue.fields]
+        absent = [name for name in source.fields if name not in catalogue.rows]
         if absent and source.files:
             wanted = "; ".join(f"{name} ({', '.join(source.fields[name].spellings)})" for name in absent)
             raise DataError(

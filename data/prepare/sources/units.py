@@ -13,7 +13,7 @@ import xarray as xr
 from cf_xarray.units import units as REGISTRY
 
 from data import DataError
-from data.prepare.sources.spellings import Named
+from data.prepare.sources.source import Named
 
 GAS_CONSTANT = 287.05  # J kg-1 K-1, dry air
 KELVIN = 273.15
