@@ -13,6 +13,7 @@ COMMANDS = {
     "wind-scan": Command("data.commands.scans.wind_scan", "compute the wind-scan cache of a store"),
     "wind-scan import-pickle": Command("data.commands.scans.import_pickle", "turn a wind cache of the old code into ours"),
     "wind-scan compare": Command("data.commands.scans.compare_scans", "count the orders in which two wind caches differ"),
+    "wind-paths": Command("data.commands.wind_paths", "compute where the air of every patch comes from, to a cache"),
     "inspect": Command("data.commands.inspect", "print what a store holds"),
     "statistics": Command("data.commands.statistics", "measure a store over a training split that a run chooses itself"),
     "verify": Command("data.commands.verify", "check every shard of a store against its recorded hash"),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from data.channels.channels import Channels, Read
+from data.channels.channels import OF_PATHS, Channels, Read
 from data.channels.sun import cosine_of_zenith, season
+from data.channels.transport import Transport, Ways
 from data.store.layout import Store
 
 
@@ -27,6 +28,7 @@ class Batch:
     valid_hours: np.ndarray  # (B,) of t + lead, which may lie beyond it
     position: int  # of the first sample in the global stream, or in the list it comes from
     counted: Tensor  # (B,) bool; False for samples that only fill up a rank's last evaluation batch
+    paths: Tensor | None = None  # (B, points, 2, P) int8 steps of the air before t + lead (wind_paths/cache.py)
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`; from pinned memory, without waiting, where there is a GPU."""
@@ -45,6 +47,7 @@ class Batch:
             self.valid_hours,
             self.position,
             move(self.counted),
+            None if self.paths is None else move(self.paths),
         )
 
 
@@ -64,7 +67,9 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
     while coming is not None:
         computing.wait_stream(copying)
         here = coming
-        for tensor in (*here.fields.values(), here.target, here.lead_hours, here.rank, here.counted):
+        for tensor in (*here.fields.values(), here.target, here.lead_hours, here.rank, here.counted, here.paths):
+            if tensor is None:
+                continue
             tensor.record_stream(computing)  # or its memory could be handed out again while it is still read
         coming = start()
         yield here
@@ -78,6 +83,7 @@ class Example:
     targets: Tensor  # (B, T, H, W) normalised; 0 where missing
     weight: Tensor  # (B, T, H, W) area x domain x validity, mean 1 over the domain where nothing is missing
     missing_inputs: Tensor  # () share of input cells that were filled
+    ways: Ways | None = None  # of the air, where the run has paths
 
 
 class _Scale:
@@ -110,14 +116,21 @@ class Normalizer:
     to a mean of one over the domain.
     """
 
-    def __init__(self, store: Store, channels: Channels, targets: list[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        store: Store,
+        channels: Channels,
+        targets: list[str],
+        device: torch.device,
+        transport: Transport | None = None,
+    ) -> None:
         held, inputs = store.contents, list(channels.inputs)
         held.require([*inputs, *channels.future, *targets], str(store.path))
         for name in targets:
             if held.group(name) != "chemistry":
                 raise DataError(f"target '{name}' is not a pollutant; possible: {held.names('chemistry')}.")
         self.inputs, self.targets, self.statistics = inputs, targets, store.statistics
-        self.device = device
+        self.device, self.transport = device, transport
         self.channels, self.reads = channels, channels.reads(held)
 
         for name in inputs:
@@ -149,9 +162,12 @@ class Normalizer:
         target = batch.target[:, self._target_channels]
         known = torch.isfinite(target)
         targets = torch.where(known, self._targets.normalised(target), 0.0)
+        ways = None
+        if self.transport is not None and batch.paths is not None:
+            ways = self.transport.ways(batch.paths, batch.lead_hours)
         if self.channels.derived:
-            inputs = torch.cat([inputs, self._derived(batch)], 1)
-        return Example(inputs, targets, known * self.area, (~valid).float().mean())
+            inputs = torch.cat([inputs, self._derived(batch, ways)], 1)
+        return Example(inputs, targets, known * self.area, (~valid).float().mean(), ways)
 
     def physical(self, targets: Tensor) -> Tensor:
         """Normalised (B, T, H, W) targets -> ug m-3, none of them negative."""
@@ -171,13 +187,25 @@ class Normalizer:
         """(B, T, H, W) ug m-3 at t + lead, NaN where missing."""
         return batch.target[:, self._target_channels]
 
-    def _derived(self, batch: Batch) -> Tensor:
-        """(B, D, H, W) of time and place alone."""
-        hours = self._hours[torch.from_numpy(batch.hours).to(self.device)]
-        valid = hours + batch.lead_hours.double()
-        planes = []
+    def valid_time(self, batch: Batch) -> Tensor:
+        """(B,) float64 hours since 1970 of t + lead."""
+        return self._hours[torch.from_numpy(batch.hours).to(self.device)] + batch.lead_hours.double()
+
+    def _derived(self, batch: Batch, ways: Ways | None) -> Tensor:
+        """(B, D, H, W) of time, place and the paths of the air."""
+        valid = self.valid_time(batch)
+        hours = valid - batch.lead_hours.double()
+        planes: list[Tensor] = []
         for key in self.channels.derived:
-            if key == "sun":
+            if key in OF_PATHS:
+                assert self.transport is not None
+                assert ways is not None
+                if key == "carried":
+                    carried = self.transport.carried(self.persistence(batch), ways)
+                    planes += self._targets.normalised(carried).nan_to_num(0.0).unbind(1)
+                else:
+                    planes += self.transport.exposure(ways).unbind(1)
+            elif key == "sun":
                 planes += [cosine_of_zenith(time, self._lat, self._lon) for time in (hours, valid)]
             else:
                 shape = (len(hours), len(self._lat), len(self._lon))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.channels.channels import Read
+from data.channels.channels import EVERY_H, Read
 from data.samples import AT_T, SampleIndex, positions_of_rank, step_start
 from data.store.layout import Store
 from data.store.reader import ShardReader
+from data.wind_paths.cache import PathCache
 from data.wind_scan.cache import ScanCache
 
 READERS = 4  # threads; on a network file system one micro-batch waits for the servers while others are read
@@ -65,12 +66,13 @@ class Stream:
         pin: bool,
         reads: Sequence[Read] = AT_T,
         later: Store | None = None,
+        paths: PathCache | None = None,
     ) -> None:
         """
         Args:
             later: where what is read at the valid time comes from, instead of `store`: forecast weather, of the same grid.
         """
-        self.store, self.index, self.scan, self.mode = store, index, scan, mode
+        self.store, self.index, self.scan, self.mode, self.paths = store, index, scan, mode, paths
         self.prefetch, self.patches, self.pin = prefetch, patches, pin
         self.reads = reads
         self._readers = {group: ShardReader(store, group) for group in {"chemistry", *(read.group for read in reads)}}
@@ -142,6 +144,7 @@ class Stream:
             t + lead,
             plan.position,
             torch.from_numpy(plan.counted),
+            None if self.paths is None else torch.from_numpy(self.paths.read(t + lead, lead // EVERY_H)),
         )
 
     def _read(self, read: Read, hours: np.ndarray) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from data import Refusal
-from trainer.config_data import Data, LocalPath, Section, WindScan
+from data.channels.channels import EVERY_H, OF_PATHS
+from trainer.config_data import Data, LocalPath, Section, WindPaths, WindScan
 from trainer.model.architecture import LEGACY_BIAS_FLOOR, Architecture
 
 
@@ -47,6 +48,9 @@ class Model(Section):
     relative_position: bool = Field(False, description="a learned bias by distance in the first block (release of 2026)")
     first_block_dropout: float = Field(0.0, ge=0, lt=1, description="of attention, projection and MLP of the first block")
     embedding_norm: bool = Field(False, description="a LayerNorm of every variable's token (release of 2026)")
+    sources: list[Literal["one", "wind", "dust", "night", "season_cos", "season_sin"]] = Field(
+        [], description="factors of the sources that are learned along the paths of the air (model/sources.py)"
+    )
     init_std: float = Field(0.02, gt=0, description="published value at width 768; 0.02 * sqrt(768 / width) elsewhere")
     recompute: Literal["none", "attention", "blocks"] = "none"
 
@@ -66,6 +70,7 @@ class Model(Section):
 class Optimizer(Section):
     lr: float = Field(5e-4, gt=0)
     alpha_lr: float = Field(1e-2, gt=0, description="rate of elevation_alpha, which has no weight decay")
+    sources_lr: float = Field(5e-3, gt=0, description="rate of the maps of sources and of lifetimes, without weight decay")
     weight_decay: float = Field(1e-5, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
@@ -174,6 +179,7 @@ class Run(Section):
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
     data: Data
     wind_scan: WindScan = WindScan(mode="none")
+    wind_paths: WindPaths = WindPaths()
     model: Model
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
@@ -199,11 +205,30 @@ class Run(Section):
             raise ValueError(f"loss.weights {unknown} are not among data.targets")
         if self.wind_scan.of_old_code:
             self._require_old_inputs()
+        self._require_paths()
         if self.wind_scan.mode == "legacy" and self.model.bias_floor is not None:
             raise ValueError(f"model.bias_floor is {LEGACY_BIAS_FLOOR} where wind_scan.mode is legacy: remove it")
         if self.elevation_as_given and "elevation" not in self.data.inputs:
             raise ValueError("the elevation bias is to read the elevation among the inputs: add it to data.inputs")
         return self
+
+    @property
+    def uses_paths(self) -> bool:
+        """Whether anything is made of the paths of the air."""
+        return bool(self.model.sources) or any(key in OF_PATHS for key in self.data.derived)
+
+    def _require_paths(self) -> None:
+        if self.uses_paths != (self.wind_paths.cache is not None):
+            need = "need wind_paths.cache (python -m data wind-paths STORE --out CACHE)"
+            unread = "wind_paths.cache is read by data.derived carried and exposure and by model.sources: remove it, or add one"
+            raise ValueError(f"data.derived carried and exposure, and model.sources, {need}" if self.uses_paths else unread)
+        uneven = [lead for lead in self.data.lead_hours if lead % EVERY_H]
+        if self.uses_paths and uneven:
+            raise ValueError(f"data.lead_hours {uneven}: paths of the air have a point every {EVERY_H} h, use multiples of it")
+        if self.model.sources and self.data.transform:
+            raise ValueError("model.sources add concentrations to concentrations: remove data.transform")
+        if self.uses_paths and self.wind_scan.of_old_code:
+            raise ValueError(f"wind_scan.mode {self.wind_scan.mode} is of the old code, which knows no paths of the air")
 
     def _require_old_inputs(self) -> None:
         mode = f"wind_scan.mode {self.wind_scan.mode}"
@@ -239,5 +264,6 @@ class Run(Section):
             relative_position=own.relative_position,
             first_block_dropout=own.first_block_dropout,
             embedding_norm=own.embedding_norm,
+            sources=tuple(own.sources),
             recompute=own.recompute,
         )

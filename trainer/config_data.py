@@ -49,7 +49,9 @@ class Data(Section):
     history: list[int] = Field([], description="hours before the analysis at which all inputs with time are given again")
     future: list[str] = Field([], description="variables that are given at the valid time: perfect (analysed) weather")
     transform: dict[str, Literal["log1p"]] = Field({}, description="pollutants that are given and predicted as log(1 + x)")
-    derived: list[Literal["sun", "day"]] = Field([], description="height of the sun at both times; season")
+    derived: list[Literal["sun", "day", "carried", "exposure"]] = Field(
+        [], description="sun at both times; season; the analysis carried along the wind; people on the way of the air"
+    )
     prefetch: int = Field(4, ge=0, description="micro-batches read ahead")
     splits: dict[Literal["train", "validation", "test"], Ranges] | None = Field(
         None, description="days, first and last, of every split, instead of the store's own; a list of such ranges, or one"
@@ -83,7 +85,7 @@ class Data(Section):
 
     def channels(self) -> Channels:
         """What the network is given."""
-        return Channels(self.inputs, self.history, self.future, self.derived, tuple(self.transform))
+        return Channels(self.inputs, self.history, self.future, self.derived, tuple(self.transform), self.targets)
 
     def days(self) -> dict[str, list[tuple[str, str]]] | None:
         """First and last day of every range of every split that the run chooses."""
@@ -102,6 +104,10 @@ class Data(Section):
                 raise ValueError(f"splits.{name}: {first} .. {last} ends before it begins")
             if after <= last:
                 raise ValueError(f"splits.{name} {first} .. {last} overlaps splits.{other}, which begins at {after}")
+
+
+class WindPaths(Section):
+    cache: LocalPath | None = Field(None, description="where the air comes from (python -m data wind-paths STORE)")
 
 
 class WindScan(Section):

@@ -25,6 +25,7 @@ DEEPSPEED_KEYS = sorted({*CHANGE_NUMBERS, *(key.partition(".")[0] for key in FRE
 
 # Beside everything with one dimension.
 NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")
+SOURCES = ("source_maps", "log_lifetime")
 
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:
@@ -54,16 +55,19 @@ def freeze(model: nn.Module, run: Run) -> None:
 
 
 def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
-    """AdamW groups: decay (matrices), no_decay (norms, biases, embeddings), elevation_alpha (own rate, no decay)."""
+    """AdamW groups: decay (matrices), no_decay (norms, biases, embeddings), elevation_alpha and sources (own rates)."""
     groups: dict[str, dict[str, Any]] = {
         "decay": {"params": [], "weight_decay": run.optimizer.weight_decay, "peak_lr": run.optimizer.lr},
         "no_decay": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.lr},
         "elevation_alpha": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.alpha_lr},
+        "sources": {"params": [], "weight_decay": 0.0, "peak_lr": run.optimizer.sources_lr},
     }
     for name, parameter in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
+        elif leaf in SOURCES:
+            groups["sources"]["params"].append(parameter)
         elif len(shape_of(parameter)) < 2 or leaf in NO_DECAY:
             groups["no_decay"]["params"].append(parameter)
         else:

@@ -12,7 +12,9 @@ from functools import cached_property
 
 from data.variables import PUBLISHED, Contents
 
-DERIVED = {"sun": ("sun", "sun@+lead"), "day": ("day_sin", "day_cos")}
+DERIVED = {"sun": ("sun", "sun@+lead"), "day": ("day_sin", "day_cos"), "exposure": ("exposure@24h", "exposure@6h")}
+EVERY_H = 3  # hours between the points of a path of the air
+OF_PATHS = ("carried", "exposure")  # what is derived of the paths of the air; carried is a channel a target
 STATIC = PUBLISHED.names("static")
 
 
@@ -35,8 +37,9 @@ class Channels:
     inputs: Sequence[str]
     history: Sequence[int] = ()  # hours back, each more than 0
     future: Sequence[str] = ()  # read at the valid time
-    derived: Sequence[str] = ()  # keys of DERIVED
+    derived: Sequence[str] = ()  # keys of DERIVED, and "carried"
     logarithmic: Sequence[str] = ()  # variables that are given and predicted as log(1 + x)
+    targets: Sequence[str] = ()  # whose analysis is carried
 
     @cached_property
     def with_time(self) -> list[str]:
@@ -47,7 +50,8 @@ class Channels:
     def names(self) -> list[str]:
         earlier = [named(name, back) for back in self.history for name in self.with_time]
         later = [named(name, None) for name in self.future]
-        return [*self.inputs, *earlier, *later, *(name for key in self.derived for name in DERIVED[key])]
+        names = DERIVED | {"carried": tuple(f"{name}@departure" for name in self.targets)}
+        return [*self.inputs, *earlier, *later, *(name for key in self.derived for name in names[key])]
 
     @cached_property
     def stored(self) -> list[tuple[str, int | None]]:

@@ -14,14 +14,20 @@ YEAR = 365.2425 * 24.0  # hours
 def cosine_of_zenith(hours: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
     """Cosine of the angle between the sun and the zenith, 0 below the horizon; without refraction.
 
-    The almanac's low-precision formulas, 0.01 degrees between 1950 and 2050 (Michalsky 1988, Solar Energy 40, 227).
-
     Args:
         hours: (B,) float64 since 1970-01-01 00:00 UTC.
         lat, lon: (H,) and (W,) float64 degrees.
 
     Returns:
         (B, H, W) float64.
+    """
+    return cosine_of_zenith_at(hours[:, None, None], lat[:, None], lon)
+
+
+def cosine_of_zenith_at(hours: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
+    """The same at points: hours, latitudes and longitudes are broadcast.
+
+    The almanac's low-precision formulas, 0.01 degrees between 1950 and 2050 (Michalsky 1988, Solar Energy 40, 227).
     """
     days = (hours - J2000) / 24.0
     mean_longitude = torch.remainder(280.460 + 0.9856474 * days, 360.0)
@@ -31,10 +37,10 @@ def cosine_of_zenith(hours: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
     right_ascension = torch.atan2(obliquity.cos() * longitude.sin(), longitude.cos())
     declination = torch.asin(obliquity.sin() * longitude.sin())
     sidereal = torch.remainder(6.697375 + 0.0657098242 * days + torch.remainder(hours, 24.0), 24.0) * 15.0  # at Greenwich
-    hour_angle = torch.deg2rad(sidereal)[:, None] + torch.deg2rad(lon)[None] - right_ascension[:, None]  # (B, W)
+    hour_angle = torch.deg2rad(sidereal + lon) - right_ascension
     up = torch.deg2rad(lat)
-    along, across = (declination.sin()[:, None] * up.sin())[:, :, None], (declination.cos()[:, None] * up.cos())[:, :, None]
-    return (along + across * hour_angle.cos()[:, None]).clamp(min=0.0)
+    height = declination.sin() * up.sin() + declination.cos() * up.cos() * hour_angle.cos()
+    return height.clamp(min=0.0)
 
 
 def season(hours: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from pydantic import BaseModel, TypeAdapter
 
 from data import DataError
 from data.store.layout import (
@@ -22,6 +23,20 @@ from data.store.layout import (
     split_indices,
     tables_of,
 )
+
+
+class _Member(BaseModel):
+    missing: float
+    range: tuple[float, float] | None
+
+
+class _Year(BaseModel):
+    hours: int
+    gaps: dict[str, int]
+    variables: dict[str, _Member]
+
+
+_YEARS = TypeAdapter(dict[str, _Year])
 
 
 def open_store(path: str | Path) -> Store:
@@ -76,7 +91,7 @@ def _opened(path: Path) -> Store:
         static=dict(zip(held.names("static"), static, strict=True)),
         missing={group: np.asarray(root[f"{group}_missing"]) for group in held.dynamic},
         statistics=attrs["statistics"],
-        years=attrs.get("years", {}),
+        years={year: about.model_dump() for year, about in _YEARS.validate_python(attrs.get("years", {})).items()},
         splits={name: (hours,) for name, hours in split_indices(root).items()},
         shard_hours=attrs["shard_hours"],
         provenance=attrs["provenance"],

@@ -173,7 +173,7 @@ def test_a_gpu_gets_the_next_batch_while_it_computes_on_this_one(monkeypatch: py
 
         def to(self, device: torch.device) -> SimpleNamespace:
             done.append(f"copy {self.number} on {streams[-1]}")
-            names = ("target", "lead_hours", "rank", "counted")
+            names = ("target", "lead_hours", "rank", "counted", "paths")
             own = {name: Recorded(f"{name} {self.number}") for name in names}
             return SimpleNamespace(fields={"weather": Recorded(f"weather {self.number}")}, number=self.number, **own)
 

@@ -23,7 +23,8 @@ log = logging.getLogger("trainer")
 FREE = {
     "run": (
         "run_dir", "steps", "resume", "validation", "checkpoint", "telemetry", "expect", "init_from", "max_bad_steps",
-        "watch", "data.prefetch", "data.store", "data.cache_dir", "wind_scan.cache", "model.recompute",
+        "watch", "data.prefetch", "data.store", "data.cache_dir", "wind_scan.cache", "wind_paths.cache",
+        "model.recompute",
         "spikes.most_roll_backs",
     ),
     "deepspeed": (

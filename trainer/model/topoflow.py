@@ -18,8 +18,10 @@ from trainer.model.attention import Attention
 from trainer.model.embedding import VariableAggregation, VariablePatchEmbedding, embed_and_aggregate, normalised
 from trainer.model.flash import inverse
 from trainer.model.layers import DropPath, Mlp, trunc_normal_
+from trainer.model.sources import Sources
 
-START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight")  # parameters with more than one dimension that need not vary
+# Parameters with more than one dimension that need not vary.
+START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight", "source_maps")
 
 
 class Block(nn.Module):
@@ -56,6 +58,7 @@ class TopoFlow(nn.Module):
     head_rows: Tensor
     leads: Tensor
     analysis_weight: Tensor | None
+    sources: Sources | None
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -87,6 +90,7 @@ class TopoFlow(nn.Module):
         self.register_buffer("leads", torch.tensor(arch.leads, dtype=torch.float32), persistent=False)
         shape = len(arch.target_channels), len(arch.leads)
         self.analysis_weight = nn.Parameter(torch.zeros(shape)) if arch.leads else None
+        self.sources = Sources(arch) if arch.sources else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -104,7 +108,13 @@ class TopoFlow(nn.Module):
                 trunc_normal_(module.relative_position, std=0.02)
 
     def forward(
-        self, x: Tensor, lead_hours: Tensor, elevation: Tensor, rank: Tensor, departure: Tensor | None = None
+        self,
+        x: Tensor,
+        lead_hours: Tensor,
+        elevation: Tensor,
+        rank: Tensor,
+        departure: Tensor | None = None,
+        air: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Forecast the targets.
 
@@ -114,14 +124,17 @@ class TopoFlow(nn.Module):
             elevation: (N,) or (B, N) mean elevation of each patch in metres, raster order.
             rank: (B, N) int64 place of each raster patch along the wind; arange(N) for no scan.
             departure: (B, 2, T, H, W), of a network of changes: the analysis' anomaly, and what is usual at the valid time.
+            air: places, factors and ages of the points of the air's paths, of a network with sources (sources.py).
 
         Returns:
-            (B, T, H, W) normalised targets, in the weights' dtype; fp32 where the analysis is added.
+            (B, T, H, W) normalised targets, in the weights' dtype; fp32 where the analysis or sources are added.
 
         Raises:
             ValueError: an argument has the wrong shape.
         """
         self._check_door(x, lead_hours, elevation, rank, departure)
+        if (air is None) != (self.sources is None):
+            raise ValueError("air must be given to a network with sources, and be None for others")
         dtype = self.pos_embed.dtype
         table, form = self.token_embeds(self.var_embed)
         scores, values, bias = self.var_agg(self.var_query, table)
@@ -140,6 +153,8 @@ class TopoFlow(nn.Module):
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         forecast = self._to_map(F.linear(hidden, last.weight[self.head_rows], last.bias[self.head_rows]))
+        if self.sources is not None and air is not None:
+            forecast = forecast.float() + self.sources(*air)
         if self.analysis_weight is None or departure is None:
             return forecast
         # What is usual, and the share of the anomaly that is still there: a number for each target and lead time.

@@ -1,0 +1,1 @@
+"""Where the air of every patch comes from."""
