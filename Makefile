@@ -5,6 +5,7 @@ CONFIG := launch/configs/demo.yaml
 RUN := runs/demo
 STORE := datasets/demo.zarr
 SCAN := datasets/demo.wind_scan
+PATHS := datasets/demo.wind_paths
 # The demo's batch is made for two ranks: one or two GPUs, or two CPU ranks.
 RANKS ?= $(shell $(BIN)/python -c "import torch; print(min(torch.cuda.device_count() or 2, 2))")
 # One BLAS thread a rank: two ranks that each take both cores are slower than one.
@@ -26,8 +27,11 @@ $(STORE): | .venv/installed
 $(SCAN): | $(STORE)
 	$(BIN)/python -m data wind-scan $(STORE) --out $(SCAN) --regions 8 16
 
+$(PATHS): | $(STORE)
+	$(BIN)/python -m data wind-paths $(STORE) --out $(PATHS) --workers 2
+
 # make train steps=2400 continues the same run; make train scan=regional RUN=runs/scan trains another with the wind scan.
-train: .venv/installed | $(STORE) $(if $(scan),$(SCAN))
+train: .venv/installed | $(STORE) $(PATHS) $(if $(scan),$(SCAN))
 	RANKS=$(RANKS) launch/local.sh $(CONFIG) --deepspeed_config ds_configs/zero1.json $(if $(steps),steps=$(steps)) \
 	  run_dir=$(RUN) $(if $(scan),wind_scan.mode=$(scan) wind_scan.cache=$(SCAN))
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m trainer evaluate $(RUN)

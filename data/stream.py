@@ -16,7 +16,8 @@ from data.channels.channels import EVERY_H, Read
 from data.samples import AT_T, SampleIndex, positions_of_rank, step_start
 from data.store.layout import Store
 from data.store.reader import ShardReader
-from data.wind_paths.cache import PathCache
+from data.wind_paths.cache import GONE, PathCache, records_of
+from data.wind_paths.trajectories import PathGrid
 from data.wind_scan.cache import ScanCache
 
 READERS = 4  # threads; on a network file system one micro-batch waits for the servers while others are read
@@ -79,6 +80,7 @@ class Stream:
         self._later = (
             {} if later is None else {read.group: _Later(store, later, read.group) for read in reads if read.back is None}
         )
+        self._winds = [] if later is None or paths is None else [_Later(store, later, "weather")]
         self._threads = ThreadPoolExecutor(min(READERS, prefetch + 1), thread_name_prefix="reader")
 
     def training(
@@ -144,8 +146,19 @@ class Stream:
             t + lead,
             plan.position,
             torch.from_numpy(plan.counted),
-            None if self.paths is None else torch.from_numpy(self.paths.read(t + lead, lead // EVERY_H)),
+            None if self.paths is None else torch.from_numpy(self._records(self.paths, t, lead)),
         )
+
+    def _records(self, paths: PathCache, t: np.ndarray, lead: np.ndarray) -> np.ndarray:
+        """(B, points, 2, P) int8 ways of the air from t to t + lead; of forecast weather, along its own winds."""
+        if not self._winds:
+            return paths.read(t + lead, lead // EVERY_H)
+        records = np.full((len(t), int(lead.max()) // EVERY_H, 2, paths.patches), GONE, "i1")
+        channels = [self.store.contents.channel(name) for name in ("u", "v")]
+        for record, start, hours in zip(records, t.tolist(), lead.tolist(), strict=True):
+            winds = self._winds[0].read(np.arange(start, start + hours + 1))[:, channels]
+            record[: hours // EVERY_H] = records_of(winds, paths.geometry, PathGrid.of(self.store))
+        return records
 
     def _read(self, read: Read, hours: np.ndarray) -> Tensor:
         if read.back is None and read.group in self._later:

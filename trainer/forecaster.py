@@ -114,7 +114,8 @@ def unreadable(forecaster: Forecaster, hour: int, lead_hours: list[int] | None =
                 return f"{spanned}; {each.key} at {when} must lie inside"
             if (store.missing[each.group][at] >= 1.0).all():
                 return f"{store.path}: {each.group} at {store.times[at]} is wholly missing"
-    if forecaster.dataset.paths is not None and hour + max(leads) >= len(store.times):
+    own_winds = forecaster.dataset.paths is not None and forecaster.dataset.forecast_weather is None
+    if own_winds and hour + max(leads) >= len(store.times):
         return f"{store.path} ends at {store.times[-1]}: nobody knows the winds that carry the air until {max(leads)} h later"
     scan, mode = forecaster.dataset.scan, forecaster.run.wind_scan.mode
     if scan is not None and not scan.usable(mode)[hour]:

@@ -13,10 +13,14 @@ import xarray as xr
 from data import DataError
 from data.batch import Batch, Normalizer
 from data.channels import climatology, surroundings
+from data.channels.channels import EVERY_H
 from data.channels.climatology import Climatology
+from data.channels.transport import Transport
 from data.given.analyses import Analyses
 from data.process.ranks import world
 from data.store.layout import Store
+from data.wind_paths.cache import GONE, geometry_of, records_of
+from data.wind_paths.trajectories import PathGrid
 from data.wind_scan.cache import without_wind
 from data.wind_scan.orders import beyond_the_domain, sector_codes
 from trainer.checkpoint.manifest import CheckpointError, sha256_of
@@ -80,7 +84,8 @@ class StandaloneForecaster:
         Args:
             analyses: every input that changes with time, as (time, lat, lon) on the run's grid, with `units` that are
                 turned into ours; hourly times. Where the run has `data.history` or `data.future`, the hours before or after
-                must be there. Missing cells are filled as in training.
+                must be there; where it follows the air, the winds of every hour to the valid time. Missing cells are
+                filled as in training.
             lead_hours: those that it was trained for, by default all.
 
         Returns:
@@ -98,11 +103,13 @@ class StandaloneForecaster:
             raise DataError(f"{self.surroundings} is of other data than the network: bring back its own.")
         hours = Analyses(analyses, kept)
         at = replace(kept, times=hours.axis)
-        normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device)
+        air = geometry_of(kept, self.run.model.patch, max(self.run.data.lead_hours)) if self.run.uses_paths else None
+        transport = None if air is None else Transport(at, air, self.device)
+        normalizer = Normalizer(at, self.run.data.channels(), self.run.data.targets, self.device, transport)
         elevation = patch_mean(torch.from_numpy(kept.static["elevation"])[None], self.run.model.patch)[0].to(self.device)
         usual = self._usual(at) if self.run.model.predict == "change" else None
         dataset = Dataset(self.run, at, scan, normalizer, elevation, self.device, usual)
-        starts = hours.starts(normalizer.reads, leads)
+        starts = hours.starts(normalizer.reads, leads, every_hour=self.run.uses_paths)
         forecasts = np.stack([self._from(dataset, hours, start, leads) for start in starts])
         return self._described(forecasts, hours.axis[starts], leads, at)
 
@@ -117,11 +124,23 @@ class StandaloneForecaster:
         shape = (len(leads), len(dataset.store.contents.names("chemistry")), *dataset.store.grid)
         numbers = torch.from_numpy(lead).float()
         ranks = torch.from_numpy(self._ranks(dataset, hours, start)).expand(len(leads), -1)
-        batch = Batch(fields, torch.full(shape, torch.nan), numbers, ranks, t, t + lead, 0, torch.ones(len(leads)).bool())
+        counted, truth = torch.ones(len(leads)).bool(), torch.full(shape, torch.nan)
+        paths = self._paths(dataset, hours, start, leads) if self.run.uses_paths else None
+        batch = Batch(fields, truth, numbers, ranks, t, t + lead, 0, counted, paths)
         _, _, arguments = dataset.prepare(batch)
         normalised = self.network(*arguments).float()
         forecast = finite(normalised, f"the forecast from {hours.axis[start]}")
         return dataset.normalizer.physical(forecast).cpu().numpy()
+
+    def _paths(self, dataset: Dataset, hours: Analyses, start: int, leads: list[int]) -> torch.Tensor:
+        """(L, points, 2, P) int8 ways of the air along the winds that are given, from the analysis to each valid time."""
+        transport = dataset.normalizer.transport
+        assert transport is not None
+        grid, longest = PathGrid.of(dataset.store), max(leads)
+        winds = np.stack([[hours.field(name, start + hour) for name in ("u", "v")] for hour in range(longest + 1)])
+        found = [records_of(winds[: lead + 1], transport.geometry, grid) for lead in leads]
+        padded = [np.pad(each, ((0, longest // EVERY_H - len(each)), (0, 0), (0, 0)), constant_values=GONE) for each in found]
+        return torch.from_numpy(np.stack(padded))
 
     def _ranks(self, dataset: Dataset, hours: Analyses, start: int) -> np.ndarray:
         mode, scan = self.run.wind_scan.mode, dataset.scan

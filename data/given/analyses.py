@@ -50,8 +50,11 @@ class Analyses:
         self._analyses, self._kept = analyses, kept
         self._scale: dict[str, tuple[float, float]] = {}
 
-    def starts(self, reads: tuple[Read, ...], leads: list[int]) -> list[int]:
+    def starts(self, reads: tuple[Read, ...], leads: list[int], every_hour: bool = False) -> list[int]:
         """Places of the hours that have all that a forecast reads.
+
+        Args:
+            every_hour: the winds of every hour to the longest lead time, too.
 
         Raises:
             DataError: there is none.
@@ -60,11 +63,11 @@ class Analyses:
         def needed(start: int) -> set[int]:
             back = {start - read.back for read in reads if read.back is not None}
             ahead = {start + lead for read in reads if read.back is None for lead in leads}
-            return back | ahead
+            return back | ahead | (set(range(start, start + max(leads) + 1)) if every_hour else set())
 
         possible = [start for start in sorted(self._place) if needed(start) <= self._place.keys()]
         if not possible:
-            keys = ", ".join(read.key for read in reads)
+            keys = ", ".join(read.key for read in reads) + (f", and winds of {max(leads)} h" if every_hour else "")
             spanned = f"from {self.axis[0]} to {self.axis[-1]}"
             raise DataError(f"no forecast is possible {spanned}: each needs {keys}.")
         return possible

@@ -225,6 +225,17 @@ def paths_of(store: Store, geometry: PathGeometry, start: int, stop: int) -> np.
     return quantised(points.numpy(), PathGrid.of(store).centres(geometry.patch).numpy(), geometry)
 
 
+def records_of(winds: np.ndarray, geometry: PathGeometry, grid: PathGrid) -> np.ndarray:
+    """(hours / EVERY_H, 2, P) int8 record of the air that arrives at the last of some hours, from the first one on.
+
+    Args:
+        winds: (1 + hours, 2, H, W) float32 of consecutive hours, m s-1.
+    """
+    hours = len(winds) - 1
+    points = backward(torch.from_numpy(winds), 1, hours, EVERY_H, grid, geometry.patch)
+    return quantised(points.numpy(), grid.centres(geometry.patch).numpy(), geometry)[0]
+
+
 def quantised(points: np.ndarray, centres: np.ndarray, geometry: PathGeometry) -> np.ndarray:
     """Steps (n, points, 2, P) int8 of paths (n, points, 2, P) that end at `centres` (P, 2)."""
     unit = np.array([geometry.row_step, geometry.col_step], "f4")[:, None]

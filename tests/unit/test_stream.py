@@ -192,7 +192,7 @@ def test_a_gpu_gets_the_next_batch_while_it_computes_on_this_one(monkeypatch: py
     given: Any = ahead_on_device(batches, torch.device("cuda"))
     for batch in given:
         done.append(f"compute {batch.number}")
-    names = ("weather", "target", "lead_hours", "rank", "counted")
+    names = ("weather", "target", "lead_hours", "rank", "counted", "paths")
     recorded = [[f"record {name} {number} for computing" for name in names] for number in (0, 1)]
     wait = "computing waits for copying"
     first, second = ["copy 0 on copying", wait, *recorded[0]], [wait, *recorded[1]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import DataError
 from trainer.forecaster import Forecaster, given_weather, hour_of
-from trainer.report import runs, scores
+from trainer.report import runs, scores, sources
 from trainer.report.page import page
 from trainer.scores.comparison import identity_of, other_identity, read_evaluation
 from trainer.scores.strength import judged_in
@@ -68,6 +68,9 @@ def write_report(forecaster: Forecaster, split: str) -> Path:
         caption = f"The {which} of all {lead} h forecasts by squared error: from {case['analysis']}, UTC."
         title = f"{which.capitalize()} forecast"
         runs.plot_case(forecaster, hour_of(forecaster, case["analysis"]), lead, picture(f"case-{which}", title, caption))
+    if forecaster.model.sources is not None:
+        learned = "Blue takes away. This is what explains the data along the paths of the air, not an inventory."
+        sources.plot_sources(forecaster, picture("sources", "Sources that were learned", learned))
     caption = f"Loss, learning rate and the strength of the elevation bias. {judged_in(run_dir)}"
     runs.plot_curves(run_dir, picture("curves", "Training", caption.strip()))
     out = run_dir / f"report-{split}.html"

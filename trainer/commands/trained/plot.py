@@ -1,4 +1,4 @@
-"""Draw loss curves, skill, and truth / forecast / difference maps of a case."""
+"""Draw loss curves, skill, maps of a case, and the sources that were learned, which are written as NetCDF, too."""
 
 from __future__ import annotations
 
@@ -34,4 +34,10 @@ def run(options: argparse.Namespace) -> None:
     for evaluation in sorted(options.run_dir.glob("evaluation-*.json")):
         written.append(folder / f"skill-{evaluation.stem.removeprefix('evaluation-')}.png")
         scores.plot_skill(json.loads(evaluation.read_text()), written[-1])
+    if forecaster.model.sources is not None:
+        from trainer.report import sources
+
+        written += [folder / "sources.png", folder / "sources.nc"]
+        sources.plot_sources(forecaster, written[-2])
+        sources.learned(forecaster).to_netcdf(written[-1])
     print("\n".join(f"wrote {path}" for path in written))
