@@ -70,7 +70,7 @@ class Model(Section):
 class Optimizer(Section):
     lr: float = Field(5e-4, gt=0)
     alpha_lr: float = Field(1e-2, gt=0, description="rate of elevation_alpha, which has no weight decay")
-    sources_lr: float = Field(5e-3, gt=0, description="rate of the maps of sources and of lifetimes, without weight decay")
+    sources_lr: float = Field(1e-2, gt=0, description="rate of the maps of sources, which have no weight decay")
     weight_decay: float = Field(1e-5, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)

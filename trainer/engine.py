@@ -25,7 +25,6 @@ DEEPSPEED_KEYS = sorted({*CHANGE_NUMBERS, *(key.partition(".")[0] for key in FRE
 
 # Beside everything with one dimension.
 NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")
-SOURCES = ("source_maps", "log_lifetime")
 
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:
@@ -66,7 +65,7 @@ def parameter_groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "elevation_alpha":
             groups[leaf]["params"].append(parameter)
-        elif leaf in SOURCES:
+        elif leaf == "source_maps":
             groups["sources"]["params"].append(parameter)
         elif len(shape_of(parameter)) < 2 or leaf in NO_DECAY:
             groups["no_decay"]["params"].append(parameter)

@@ -21,6 +21,7 @@ from data.wind_paths.cache import GONE, PathGeometry
 from data.wind_paths.trajectories import PathGrid, closed, inside, sampling_grid
 
 CALM = 6.0  # m s-1, above which the ground gives dust (Tegen and Fung 1994)
+TYPICAL, GUST = 5.0, 3.0  # m s-1: factors are about 1, so that all maps are learned at one rate
 FACTORS = ("one", "wind", "dust", "night", "season_cos", "season_sin")  # of sources; see `factor`
 MEMORIES = (24.0, 6.0)  # h, decay times of the exposure
 NEEDED = 0.5  # share of valid cells around a point
@@ -28,10 +29,10 @@ NEEDED = 0.5  # share of valid cells around a point
 
 @dataclass
 class Ways:
-    """Points 0, 3, ... h before the valid time; K is one more than the longest lead time has steps."""
+    """Points of the air of all N cells 0, 3, ... h before the valid time; K is one more than the longest way has steps."""
 
-    positions: Tensor  # (B, K, P, 2) row and column, the last known ones where nobody knows
-    known: Tensor  # (B, K, P) bool: the point is known, and not before the analysis
+    positions: Tensor  # (B, K, N, 2) row and column, the last known ones where nobody knows
+    known: Tensor  # (B, K, N) bool: the point is known, and not before the analysis
     ages: Tensor  # (K,) hours
     last: Tensor  # (B,) index of the point at the time of the analysis
 
@@ -42,7 +43,6 @@ class Transport:
     def __init__(self, store: Store, geometry: PathGeometry, device: torch.device) -> None:
         grid = PathGrid.of(store)
         self.geometry, self.shape, self.closes, self.device = geometry, grid.shape, grid.closes, device
-        self.centres = grid.centres(geometry.patch).to(device)
         self._unit = torch.tensor([geometry.row_step, geometry.col_step], device=device)
         self._lat0, self._lat_step = float(grid.lat[0]), float(grid.lat[1] - grid.lat[0])
         self._lon0, self._lon_step = float(grid.lon[0]), float(grid.lon[1] - grid.lon[0])
@@ -51,62 +51,53 @@ class Transport:
         population = (population - population.mean()) / max(float(population.std()), 1e-6)
         self._population = torch.from_numpy(population.astype("f4")).to(device)[None, None]
         rows, cols = (torch.arange(size, device=device) for size in grid.shape)
-        self._cells = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).float()  # (H, W, 2)
-
-    def places(self, ways: Ways) -> Tensor:
-        """(B, K, P, 2) x and y of the points, for `grid_sample` of maps whose first column stands once more behind the last."""
-        return sampling_grid(ways.positions, self.shape, self.closes)
+        self._cells = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).float().view(-1, 2)  # (N, 2)
 
     def ways(self, records: Tensor, lead_hours: Tensor) -> Ways:
-        """The points of a batch's records (B, K - 1, 2, P) int8."""
-        steps = records.permute(0, 1, 3, 2)
-        gone = (steps == GONE).any(-1)
-        moves = torch.where(gone[..., None], 0.0, steps.float()) * self._unit
-        positions = self.centres + F.pad(moves, (0, 0, 0, 0, 1, 0)).cumsum(1)
-        ages = EVERY_H * torch.arange(positions.shape[1], device=self.device, dtype=torch.float32)
-        known = F.pad(gone.int(), (0, 0, 1, 0)).cumsum(1) == 0
-        known &= (ages <= lead_hours[:, None])[..., None]
+        """The points of a batch's records (B, K - 1, 2, P) int8; those of cells lie between those of patches."""
+        batch, count = records.shape[:2]
+        rows, cols = (size // self.geometry.patch for size in self.shape)
+        gone = (records == GONE).any(2)
+        moves = torch.where(gone[:, :, None], 0.0, records.float()) * self._unit[:, None]
+        moves = F.pad(moves, (0, 0, 0, 0, 1, 0)).cumsum(1).view(batch * (count + 1), 2, rows, cols)
+        moves = F.interpolate(moves, size=self.shape, mode="bilinear", align_corners=False)
+        positions = moves.view(batch, count + 1, 2, -1).transpose(2, 3) + self._cells
+        known = (F.pad(gone.int(), (0, 0, 1, 0)).cumsum(1) == 0).view(batch, count + 1, rows, cols)
+        known = known.repeat_interleave(self.geometry.patch, 2).repeat_interleave(self.geometry.patch, 3).flatten(2)
+        ages = EVERY_H * torch.arange(count + 1, device=self.device, dtype=torch.float32)
+        known = known & (ages <= lead_hours[:, None])[..., None] & inside(positions, self.shape, self.closes)
         return Ways(positions, known, ages, (lead_hours / EVERY_H).long())
 
+    def places(self, ways: Ways) -> Tensor:
+        """(B, K, N, 2) x and y of the points, for `grid_sample` of maps whose first column stands once more behind the last."""
+        return sampling_grid(ways.positions, self.shape, self.closes)
+
     def at(self, fields: Tensor, positions: Tensor) -> Tensor:
-        """(B, C, H, W) fields, or (1, C, H, W), at (B, K, P, 2) positions: (B, C, K, P), bilinear."""
+        """(B, C, H, W) fields, or (1, C, H, W), at (B, K, N, 2) positions: (B, C, K, N), bilinear."""
         fields = closed(fields).expand(len(positions), -1, -1, -1)
         grid = sampling_grid(positions, self.shape, self.closes)
-        return F.grid_sample(fields, grid.to(fields.dtype), padding_mode="border", align_corners=True)
+        return F.grid_sample(fields, grid, padding_mode="border", align_corners=True)
 
     def carried(self, analysis: Tensor, ways: Ways) -> Tensor:
         """The analysis (B, C, H, W) where the air of every cell was then; NaN where nobody knows."""
         each = torch.arange(len(ways.last), device=self.device)
-        moved, known = ways.positions[each, ways.last] - self.centres, ways.known[each, ways.last]
-        rows, cols = (size // self.geometry.patch for size in self.shape)
-        moved = moved.transpose(1, 2).reshape(len(moved), 2, rows, cols)
-        moved = F.interpolate(moved, size=self.shape, mode="bilinear", align_corners=False)
-        departures = self._cells + moved.permute(0, 2, 3, 1)
+        departures, known = ways.positions[each, ways.last][:, None], ways.known[each, ways.last][:, None, None]
         valid = torch.isfinite(analysis)
         share = self.at(valid.float(), departures)
         values = self.at(torch.where(valid, analysis, 0.0), departures) / share.clamp(min=1e-6)
-        known = known.reshape(len(known), 1, rows, cols).float()
-        known = F.interpolate(known, size=self.shape, mode="nearest").bool()
-        known = known & inside(departures, self.shape, self.closes)[:, None]
-        return torch.where((share >= NEEDED) & known, values, torch.nan)
+        return torch.where((share >= NEEDED) & known, values, torch.nan).view(analysis.shape)
 
     def exposure(self, ways: Ways) -> Tensor:
         """(B, 2, H, W) mean logarithm of the population along the way, weighted by exp(-age / memory), standardised."""
-        population = self.at(self._population, ways.positions)[:, 0]  # (B, K, P)
+        population = self.at(self._population, ways.positions)[:, 0]  # (B, K, N)
         found = []
         for memory in MEMORIES:
             weight = torch.exp(-ways.ages / memory)[:, None] * ways.known
             found.append((weight * population).sum(1) / weight.sum(1))
-        return self.to_cells(torch.stack(found, 1))
-
-    def to_cells(self, patches: Tensor) -> Tensor:
-        """(B, C, P) of patches -> (B, C, H, W), bilinear."""
-        rows, cols = (size // self.geometry.patch for size in self.shape)
-        planes = patches.reshape(*patches.shape[:2], rows, cols)
-        return F.interpolate(planes, size=self.shape, mode="bilinear", align_corners=False)
+        return torch.stack(found, 1).view(len(population), len(MEMORIES), *self.shape)
 
     def factors(self, ways: Ways, valid: Tensor, names: Sequence[str]) -> Tensor:
-        """What sources are multiplied by along the way, (B, F, K, P): 0 where nobody knows; times the hours of each point.
+        """What sources are multiplied by along the way, (B, F, K, N): 0 where nobody knows; times the hours of each point.
 
         Args:
             valid: (B,) float64 hours since 1970 of the valid time.
@@ -121,9 +112,9 @@ class Transport:
             if name == "one":
                 factor = torch.ones_like(speed)
             elif name == "wind":
-                factor = (speed / 10.0) ** 2
+                factor = (speed / TYPICAL) ** 2
             elif name == "dust":
-                factor = ((speed - CALM).clamp(min=0.0) / 10.0) ** 2
+                factor = ((speed - CALM).clamp(min=0.0) / GUST) ** 2
             elif name == "night":
                 lat = self._lat0 + self._lat_step * ways.positions[..., 0].double()
                 lon = self._lon0 + self._lon_step * ways.positions[..., 1].double()
@@ -134,7 +125,7 @@ class Transport:
         return torch.stack(found, 1)
 
     def _speed(self, ways: Ways) -> Tensor:
-        """(B, K, P) m s-1 of the air at every point: its way from the older point, or to the younger one at the end."""
+        """(B, K, N) m s-1 of the air at every point: its way from the older point, or to the younger one at the end."""
         moves = ways.positions[:, :-1] - ways.positions[:, 1:]
         lat = self._lat0 + self._lat_step * ways.positions[:, 1:, :, 0]
         north = moves[..., 0] * self._row_km

@@ -37,9 +37,9 @@ class Sources(nn.Module):
         """What the air has taken up.
 
         Args:
-            places: (B, K, P, 2) x and y of the points of every patch's path, as `grid_sample` with align_corners has them;
+            places: (B, K, N, 2) x and y of the points of every cell's path, as `grid_sample` with align_corners has them;
                 of maps whose first column stands once more behind the last one.
-            factors: (B, F, K, P) of `arch.sources`, times the hours that each point stands for; 0 where nobody knows.
+            factors: (B, F, K, N) of `arch.sources`, times the hours that each point stands for; 0 where nobody knows.
             ages: (K,) hours before the valid time.
 
         Returns:
@@ -53,12 +53,8 @@ class Sources(nn.Module):
             raise ValueError(f"factors must be {', '.join(self.arch.sources)}, got {factors.shape[1]}")
         maps = self.source_maps.float().flatten(0, 1)[None]
         maps = torch.cat([maps, maps[..., :1]], -1)
-        batch, points, patches = factors.shape[0], factors.shape[2], factors.shape[3]
+        batch, points, cells = factors.shape[0], factors.shape[2], factors.shape[3]
         sampled = F.grid_sample(maps.expand(batch, -1, -1, -1), places, padding_mode="border", align_corners=True)
-        sampled = sampled.view(batch, targets, kinds, points, patches)
+        sampled = sampled.view(batch, targets, kinds, points, cells)
         left = torch.exp(-ages[None] / self.log_lifetime.float().exp()[:, None])  # (T, K)
-        taken_up = torch.einsum("btfkp,bfkp,tk->btp", sampled, factors, left)
-        rows, cols = self.arch.patches
-        return F.interpolate(
-            taken_up.view(batch, targets, rows, cols), size=self.arch.grid, mode="bilinear", align_corners=False
-        )
+        return torch.einsum("btfkn,bfkn,tk->btn", sampled, factors, left).view(batch, targets, *self.arch.grid)
