@@ -13,6 +13,7 @@ from torch import Tensor
 from data import DataError
 from data.batch import Batch, Example, Normalizer
 from data.channels import climatology
+from data.channels.channels import EVERY_H
 from data.channels.climatology import Climatology
 from data.channels.transport import Transport
 from data.samples import SampleIndex, index_samples
@@ -72,13 +73,14 @@ class Dataset:
             air = self._air(batch, example)
         return batch, example, (*arguments, departure, air)
 
-    def _air(self, batch: Batch, example: Example) -> tuple[Tensor, Tensor, Tensor]:
-        """Places, factors and ages of the points of the air's paths."""
+    def _air(self, batch: Batch, example: Example) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Places, factors, ages and numbers of the points of the air's paths."""
         transport, ways = self.normalizer.transport, example.ways
         assert transport is not None
         assert ways is not None
         factors = transport.factors(ways, self.normalizer.valid_time(batch), self.run.model.sources)
-        return transport.places(ways), factors, ways.ages
+        counts = 1 + (batch.valid_hours - batch.hours) // EVERY_H
+        return transport.places(ways), factors, ways.ages, counts.tolist()
 
     def validation_set(self) -> str:
         """What a validation loss is a loss on."""

@@ -100,7 +100,7 @@ def test_sources_are_the_sum_that_the_equation_says(tiny: Store, transport: Tran
     ways = transport.ways(uniform(tiny, 0.3, 0.4), torch.tensor([9.0, 24.0]))
     factors = transport.factors(ways, torch.tensor([4e5, 4e5], dtype=torch.float64), arch.sources)
     with torch.no_grad():
-        found = layer(transport.places(ways), factors, ways.ages)
+        found = layer(transport.places(ways), factors, ways.ages, [4, 9])
     maps, (rows, cols) = layer.source_maps.detach().double().numpy(), tiny.grid
     expected = np.zeros((2, 3, factors.shape[-1]))
     for sample, point, cell in np.ndindex(2, factors.shape[2], factors.shape[3]):
@@ -129,7 +129,7 @@ def test_two_sources_and_a_lifetime_are_found_again_from_advection_without_noise
     for _ in range(24):
         rows, cols = (torch.rand(2, generator=rng) * 1.6 - 0.8).tolist()
         ways = transport.ways(uniform(tiny, rows, cols, count=1), torch.tensor([24.0]))
-        samples.append((transport.places(ways), transport.factors(ways, torch.zeros(1).double(), ["one"]), ways.ages))
+        samples.append((transport.places(ways), transport.factors(ways, torch.zeros(1).double(), ["one"]), ways.ages, [9]))
     with torch.no_grad():
         goals = [truth(*sample) for sample in samples]
 

@@ -13,6 +13,7 @@ each pollutant; L the lead time. Maps are what explains the data along these pat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Sources(nn.Module):
         self.source_maps = nn.Parameter(torch.zeros(targets, len(arch.sources), *arch.grid))
         self.log_lifetime = nn.Parameter(torch.full((targets,), math.log(FIRST_LIFETIME)))
 
-    def forward(self, places: Tensor, factors: Tensor, ages: Tensor) -> Tensor:
+    def forward(self, places: Tensor, factors: Tensor, ages: Tensor, counts: Sequence[int]) -> Tensor:
         """What the air has taken up.
 
         Args:
@@ -41,6 +42,7 @@ class Sources(nn.Module):
                 of maps whose first column stands once more behind the last one.
             factors: (B, F, K, N) of `arch.sources`, times the hours that each point stands for; 0 where nobody knows.
             ages: (K,) hours before the valid time.
+            counts: how many of the K points each sample has; the others are not looked at.
 
         Returns:
             (B, T, H, W) float32 in units of the normalised targets.
@@ -53,8 +55,11 @@ class Sources(nn.Module):
             raise ValueError(f"factors must be {', '.join(self.arch.sources)}, got {factors.shape[1]}")
         maps = self.source_maps.float().flatten(0, 1)[None]
         maps = torch.cat([maps, maps[..., :1]], -1)
-        batch, points, cells = factors.shape[0], factors.shape[2], factors.shape[3]
-        sampled = F.grid_sample(maps.expand(batch, -1, -1, -1), places, padding_mode="border", align_corners=True)
-        sampled = sampled.view(batch, targets, kinds, points, cells)
         left = torch.exp(-ages[None] / self.log_lifetime.float().exp()[:, None])  # (T, K)
-        return torch.einsum("btfkn,bfkn,tk->btn", sampled, factors, left).view(batch, targets, *self.arch.grid)
+        taken_up = []
+        for sample, count in enumerate(counts):  # a short way costs less
+            at = places[sample : sample + 1, :count]
+            sampled = F.grid_sample(maps, at, padding_mode="border", align_corners=True)
+            sampled = sampled.view(targets, kinds, count, -1)
+            taken_up.append(torch.einsum("tfkn,fkn,tk->tn", sampled, factors[sample, :, :count], left[:, :count]))
+        return torch.stack(taken_up).view(-1, targets, *self.arch.grid)

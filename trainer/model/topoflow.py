@@ -5,6 +5,7 @@ One analysis of V variables on an H x W grid -> the target variables `lead_hours
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class TopoFlow(nn.Module):
         elevation: Tensor,
         rank: Tensor,
         departure: Tensor | None = None,
-        air: tuple[Tensor, Tensor, Tensor] | None = None,
+        air: tuple[Tensor, Tensor, Tensor, Sequence[int]] | None = None,
     ) -> Tensor:
         """Forecast the targets.
 
@@ -124,7 +125,7 @@ class TopoFlow(nn.Module):
             elevation: (N,) or (B, N) mean elevation of each patch in metres, raster order.
             rank: (B, N) int64 place of each raster patch along the wind; arange(N) for no scan.
             departure: (B, 2, T, H, W), of a network of changes: the analysis' anomaly, and what is usual at the valid time.
-            air: places, factors and ages of the points of the air's paths, of a network with sources (sources.py).
+            air: places, factors, ages and numbers of the points of the air's paths, of a network with sources (sources.py).
 
         Returns:
             (B, T, H, W) normalised targets, in the weights' dtype; fp32 where the analysis or sources are added.
