@@ -37,10 +37,11 @@ def cosine_of_zenith_at(hours: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
     right_ascension = torch.atan2(obliquity.cos() * longitude.sin(), longitude.cos())
     declination = torch.asin(obliquity.sin() * longitude.sin())
     sidereal = torch.remainder(6.697375 + 0.0657098242 * days + torch.remainder(hours, 24.0), 24.0) * 15.0  # at Greenwich
-    hour_angle = torch.deg2rad(sidereal + lon) - right_ascension
+    # What depends on the hour alone is exact; the rest as exact as the places are.
+    noon = (torch.deg2rad(sidereal) - right_ascension).to(lon.dtype)
+    along, across = declination.sin().to(lat.dtype), declination.cos().to(lat.dtype)
     up = torch.deg2rad(lat)
-    height = declination.sin() * up.sin() + declination.cos() * up.cos() * hour_angle.cos()
-    return height.clamp(min=0.0)
+    return (along * up.sin() + across * up.cos() * (noon + torch.deg2rad(lon)).cos()).clamp(min=0.0)
 
 
 def season(hours: Tensor) -> tuple[Tensor, Tensor]:

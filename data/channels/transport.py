@@ -116,8 +116,8 @@ class Transport:
             elif name == "dust":
                 factor = ((speed - CALM).clamp(min=0.0) / GUST) ** 2
             elif name == "night":
-                lat = self._lat0 + self._lat_step * ways.positions[..., 0].double()
-                lon = self._lon0 + self._lon_step * ways.positions[..., 1].double()
+                lat = self._lat0 + self._lat_step * ways.positions[..., 0]
+                lon = self._lon0 + self._lon_step * ways.positions[..., 1]
                 factor = (cosine_of_zenith_at(time[..., None], lat, lon) <= 0.0).float()
             else:
                 factor = season(time)[name == "season_cos"][..., None].float().expand_as(speed)

@@ -60,6 +60,6 @@ class Sources(nn.Module):
         for sample, count in enumerate(counts):  # a short way costs less
             at = places[sample : sample + 1, :count]
             sampled = F.grid_sample(maps, at, padding_mode="border", align_corners=True)
-            sampled = sampled.view(targets, kinds, count, -1)
-            taken_up.append(torch.einsum("tfkn,fkn,tk->tn", sampled, factors[sample, :, :count], left[:, :count]))
+            given_off = (sampled.view(targets, kinds, count, -1) * factors[sample, :, :count]).sum(1)
+            taken_up.append((given_off * left[:, :count, None]).sum(1))
         return torch.stack(taken_up).view(-1, targets, *self.arch.grid)
