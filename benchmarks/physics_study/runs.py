@@ -28,13 +28,19 @@ def scan_of(work: Path, blocking: int) -> Path:
     return work / f"k{blocking}.wind_scan"
 
 
+def paths_of(work: Path, blocking: int) -> Path:
+    return work / f"k{blocking}.wind_paths"
+
+
 def make_store(work: Path, blocking: int) -> None:
-    """The reanalysis with this blocking and its wind-scan cache."""
+    """The reanalysis with this blocking, its wind-scan cache and its paths of the air."""
     store, scan = store_of(work, blocking), scan_of(work, blocking)
     if not scan.exists():
         shutil.rmtree(store, ignore_errors=True)
         _call(work / "stores.log", "data", "synthesize", store, *STORE, "--blocking", blocking)
         _call(work / "stores.log", "data", "wind-scan", store, "--out", scan, "--regions", 8, 16)
+    if not paths_of(work, blocking).exists():
+        _call(work / "stores.log", "data", "wind-paths", store, "--out", paths_of(work, blocking), "--workers", 2)
 
 
 def write_regions(path: Path, rows: int, cols: int) -> None:
@@ -62,7 +68,8 @@ def write_regions(path: Path, rows: int, cols: int) -> None:
 def train_and_score(work: Path, job: Job) -> dict[str, Any]:
     """Train, evaluate and keep what the study shows of it; the run itself is removed."""
     run, log = work / job.name, work / f"{job.name}.log"
-    keys = [key.format(scan=scan_of(work, job.blocking)) for key in VARIANTS[job.variant]]
+    caches = {"scan": scan_of(work, job.blocking), "paths": paths_of(work, job.blocking)}
+    keys = [key.format(**caches) for key in VARIANTS[job.variant]]
     keys += [f"run_dir={run}", f"data.store={store_of(work, job.blocking)}", f"seed={job.seed}"]
     alternative = job.variant in ALTERNATIVES
     program = ("benchmarks.physics_study.alternatives", job.variant.removeprefix("long ")) if alternative else ("trainer",)

@@ -19,8 +19,10 @@ from data.prepare import appending, stages
 from data.prepare.appending import append
 from data.prepare.plan import Scan
 from data.prepare.preparation import Preparation
+from data.store.layout import Store
 from data.store.opening import open_store, verify
 from data.store.reader import ShardReader
+from data.wind_paths import cache as wind_paths
 from data.wind_scan.cache import open_cache
 from tests.end_to_end.test_prepare import GRID, content, plan
 from tests.launching import manifest, tiny_config, train
@@ -164,6 +166,29 @@ def test_who_reads_meanwhile_sees_the_old_store_or_the_new_one(raw: Path, short:
         np.testing.assert_array_equal(ShardReader(before, "weather").read(hours), truth)
     thread.join()
     assert HOURS in lengths <= {HOURS, HOURS + 30}
+
+
+def test_paths_of_the_air_grow_with_the_store(
+    raw: Path, short: Path, at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known is not computed again; the cache is that of the whole store."""
+    path, paths, starts = copied(short, tmp_path), tmp_path / "paths", []
+    wind_paths.build(open_store(path), paths, patch=2, hours=12)
+    append(path, [raw / "feb.nc"], workers=1)
+    with pytest.raises(DataError, match="is stale"):
+        wind_paths.open_cache(paths, open_store(path), patch=2, hours=12)
+    compute = wind_paths.paths_of
+
+    def counted(store: Store, geometry: wind_paths.PathGeometry, start: int, stop: int) -> np.ndarray:
+        starts.append(start)
+        return compute(store, geometry, start, stop)
+
+    monkeypatch.setattr(wind_paths, "paths_of", counted)
+    wind_paths.build(open_store(path), paths, patch=2, hours=12)
+    assert starts == [60, 80, 100]
+    wind_paths.build(open_store(at_once), tmp_path / "whole", patch=2, hours=12)
+    for name in ("paths.bin", "manifest.json"):
+        assert (paths / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_files_are_known_by_their_content(raw: Path, short: Path, tmp_path: Path) -> None:
