@@ -65,13 +65,13 @@ class Dataset:
             orders = legacy_orders if self.run.wind_scan.mode == "legacy" else release_orders
             return batch, example, moved_arguments(example.inputs, batch.lead_hours, elevation, patch, orders)
         arguments = (example.inputs, batch.lead_hours, elevation, batch.rank)
-        departure, air = None, None
+        departure = None
         if self.usual is not None:
             now, then = (self.usual.at(hours) for hours in (batch.hours, batch.valid_hours))
             departure = self.normalizer.departure(batch, now, then)
         if self.run.model.sources:
-            air = self._air(batch, example)
-        return batch, example, (*arguments, departure, air)
+            return batch, example, (*arguments, departure, self._air(batch, example))
+        return batch, example, arguments if departure is None else (*arguments, departure)
 
     def _air(self, batch: Batch, example: Example) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Places, factors, ages and numbers of the points of the air's paths."""

@@ -16,8 +16,7 @@ from trainer.config_file import load
 from trainer.model import elevation_bias
 from trainer.model.architecture import Architecture, parameter_count
 from trainer.model.compat import foreign_names, moved_arguments, release_orders, translate
-from trainer.model.elevation_bias import chunked_attention
-from trainer.model.relative_position import bucket_of, cell_numbers
+from trainer.model.elevation_bias import bucket_of, cell_numbers, chunked_attention
 from trainer.model.topoflow import TopoFlow, patch_mean
 
 ARCH = Architecture(

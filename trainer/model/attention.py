@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.model.architecture import RELATIVE_BUCKETS, Architecture
-from trainer.model.elevation_bias import chunked_attention, elevation_biased_attention
-from trainer.model.relative_position import bucket_of, cell_numbers
+from trainer.model.elevation_bias import bucket_of, cell_numbers, chunked_attention, elevation_biased_attention
 
 
 class Attention(nn.Module):
