@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from benchmarks.physics_study.design import BLOCKING, HERE, LEADS, REGIONS, RESULTS, ROOT, TEST_SAMPLES, VARIANTS
+from benchmarks.physics_study.design import AIR, BLOCKING, HERE, LEADS, REGIONS, RESULTS, ROOT, TEST_SAMPLES, VARIANTS
 
 matplotlib.use("Agg")
 OUT, FIGURES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
@@ -95,6 +95,26 @@ def difference_table(results: Results, pairs: list[tuple[str, str]], leads: tupl
                 name = f"{variant} against {than}"
                 rows.append([name, str(blocking), str(len(values[0])), *map(cell, values)])
     return table(["", "blocking", "seeds", *REGIONS], rows)
+
+
+def air_table(results: Results) -> str:
+    """Of what is made of the paths of the air: the difference by lead time, and of the pollutant that gains least."""
+    rows = []
+    for variant in AIR:
+        for blocking in BLOCKING:
+            values = [results.differences(blocking, variant, "none", "domain", (lead,)) for lead in LEADS]
+            if not any(values):
+                continue
+            ratios = [
+                np.array(results.rows[blocking, variant, seed]["rmse"]["domain"][str(lead)])
+                / np.array(results.rows[blocking, "none", seed]["rmse"]["domain"][str(lead)])
+                for seed in results.seeds(blocking, variant)
+                for lead in LEADS
+                if (blocking, "none", seed) in results.rows
+            ]
+            least = f"{100 * (float(np.max(ratios)) - 1):+.0f}"
+            rows.append([variant, str(blocking), str(len(values[0])), *map(cell, values), least])
+    return table(["", "blocking", "seeds", *(f"{lead} h" for lead in LEADS), "least of all, %"], rows)
 
 
 def alpha_table(results: Results) -> str:
@@ -229,6 +249,7 @@ def draw() -> None:
     numbers = {
         "trainings": str(len(results.rows)),
         "ceiling": ceiling_table(results),
+        "air": air_table(results),
         "alpha": alpha_table(results),
         "rising": "; ".join("{}: {} of {}".format(name, *rising(results, name)) for name in BIASES),
         "differences": difference_table(results, [*against_none, ("climb", "descent"), ("advection", "locality")]),

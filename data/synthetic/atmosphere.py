@@ -27,6 +27,16 @@ WAVES = 14
 GAPS = 0.25  # share of the flux that finds a pass however high the climb
 
 
+def emissions(lat: np.ndarray, lon: np.ndarray, static: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What cities emit before the diurnal cycle, (6, H, W), and what dry land gives at its strongest, (H, W), ug m-3 s-1."""
+    density = np.log1p(static["population"].astype("f8") / 40.0)
+    cities = density / density.max()
+    rate = np.array([EMISSION[s] for s in SPECIES])[:, None, None]
+    desert = np.exp(-(((lat[:, None] - 41.0) / 4.5) ** 2) - ((lon[None] - 95.0) / 14.0) ** 2)
+    dry = static["land_fraction"].astype("f8") * desert * (density < 0.5)
+    return rate * cities / 3600.0, dry * 60.0 / 3600.0
+
+
 class Atmosphere:
     """The state of the simulation: wave amplitudes and (6, H, W) concentrations in ug m-3."""
 
@@ -40,7 +50,7 @@ class Atmosphere:
         self.x = EARTH_RADIUS * np.deg2rad(lon - lon.mean())[None] * np.cos(np.deg2rad(lat.mean()))
         self.y = EARTH_RADIUS * np.deg2rad(lat - lat.mean())[:, None]
         self._prepare_terrain()
-        self._prepare_emissions(static)
+        self.emission, self.dust = emissions(lat, lon, static)
         self._prepare_waves()
         background = np.array([BACKGROUND[s] for s in SPECIES])[:, None, None]
         self.background = background
@@ -67,15 +77,6 @@ class Atmosphere:
         """Fraction of the flux that passes a face where the ground rises by `rise` metres; gaps let some through."""
         climb = np.maximum(rise, 0.0) / 1000.0
         return GAPS + (1.0 - GAPS) * np.exp(-self.recipe.blocking * climb)
-
-    def _prepare_emissions(self, static: dict[str, np.ndarray]) -> None:
-        density = np.log1p(static["population"].astype("f8") / 40.0)
-        cities = density / density.max()
-        rate = np.array([EMISSION[s] for s in SPECIES])[:, None, None]
-        self.emission = rate * cities / 3600.0
-        lat, lon = self.lat[:, None], self.lon[None]
-        dry = self.land * np.exp(-(((lat - 41.0) / 4.5) ** 2) - ((lon - 95.0) / 14.0) ** 2) * (density < 0.5)
-        self.dust = dry * 60.0 / 3600.0
 
     def _prepare_waves(self) -> None:
         wavelength = self.rng.uniform(1.6e6, 4.5e6, WAVES)
