@@ -264,6 +264,7 @@ class Run(Section):
             relative_position=own.relative_position,
             first_block_dropout=own.first_block_dropout,
             embedding_norm=own.embedding_norm,
+            scan_added=self.wind_scan.positions == "add",
             sources=tuple(own.sources),
             recompute=own.recompute,
         )

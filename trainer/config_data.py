@@ -113,9 +113,14 @@ class WindPaths(Section):
 class WindScan(Section):
     mode: Literal["none", "global", "regional", "legacy", "release"] = "regional"
     cache: LocalPath | None = None
+    positions: Literal["replace", "add"] = Field(
+        "replace", description="take the patches' own positions away, as published, or add a second table, which starts at zero"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> WindScan:
+        if self.positions == "add" and (self.mode == "none" or self.of_old_code):
+            raise ValueError(f"wind_scan.positions is not read when wind_scan.mode is {self.mode}: remove it")
         uncached = self.mode == "none" or self.of_old_code
         if uncached and self.cache is not None:
             raise ValueError(f"wind_scan.cache is not read when wind_scan.mode is {self.mode}: remove it")

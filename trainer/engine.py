@@ -24,7 +24,7 @@ CHANGE_NUMBERS += ["seq_parallel_communication_data_type", "zero_allow_untested_
 DEEPSPEED_KEYS = sorted({*CHANGE_NUMBERS, *(key.partition(".")[0] for key in FREE["deepspeed"])})
 
 # Beside everything with one dimension.
-NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position")
+NO_DECAY = ("pos_embed", "var_embed", "var_query", "proj_biases", "analysis_weight", "relative_position", "scan_embed")
 
 
 def learning_rate(peak: float, step: int, steps: int, schedule: Schedule) -> float:

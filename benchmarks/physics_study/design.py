@@ -23,6 +23,7 @@ VARIANTS = {
     "descent": ["model.elevation_bias=descent"],
     "climb": ["model.elevation_bias=climb"],
     "scan": SCAN,
+    "scan added": [*SCAN, "wind_scan.positions=add"],
     "scan and climb": [*SCAN, "model.elevation_bias=climb"],
     "carried": [*PATHS, CARRIED],
     "carried and exposure": [*PATHS, EXPOSED],

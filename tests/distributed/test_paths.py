@@ -18,8 +18,11 @@ from data.store.reader import ShardReader
 from data.wind_paths import cache
 from tests.launching import losses, module, tiny_config, train, train_several
 from trainer import load_forecaster
+from trainer.config import InitFrom
 from trainer.forecaster import forecast
 from trainer.forecaster import load_forecaster as load_with_store
+from trainer.weights.fit import network_of
+from trainer.weights.reading import read
 
 SOURCES = ["one", "wind", "dust", "night", "season_cos", "season_sin"]
 STEPS = ("steps=12", "schedule.decay_steps=12")
@@ -79,6 +82,26 @@ def test_the_checkpoint_knows_the_paths_and_other_ones_are_refused(config: Path,
     done = train(config, f"run_dir={trained}", *STEPS, "steps=13", f"wind_paths.cache={config.parent / 'longer'}", ranks=1)
     assert done.returncode != 0
     assert "wind_paths" in done.stderr
+
+
+def test_sources_are_found_again_by_the_names_of_targets_and_factors(trained: Path) -> None:
+    """By position a run with other orders would have started with permuted maps."""
+    weights, run = read(trained), load_with_store(trained).run
+    targets, factors = run.data.targets[::-1][:3], ["night", "one"]
+    other = run.model_copy(
+        update={
+            "data": run.data.model_copy(update={"targets": targets}),
+            "model": run.model.model_copy(update={"sources": factors}),
+        }
+    )
+    network, _ = network_of(weights, other, InitFrom(path=trained))
+    before, sources = weights.tensors["sources.source_maps"], network.sources
+    assert sources is not None
+    for row, target in enumerate(targets):
+        assert sources.log_lifetime[row] == weights.tensors["sources.log_lifetime"][run.data.targets.index(target)]
+        for column, factor in enumerate(factors):
+            expected = before[run.data.targets.index(target), SOURCES.index(factor)]
+            assert torch.equal(sources.source_maps[row, column], expected)
 
 
 def test_a_forecast_from_memory_is_that_from_the_store(trained: Path, tiny: Store) -> None:

@@ -412,6 +412,23 @@ def test_positions_gather_backward_is_the_scatter() -> None:
     assert torch.autograd.gradcheck(PositionsAlongWind.apply, (pos, rank))
 
 
+def test_positions_along_the_wind_may_be_added_to_those_of_the_places() -> None:
+    """For one sample that is a network whose position table is the sum; at the start it is the network without a scan."""
+    added = randomised(replace(SMALL, scan_added=True)).eval()
+    assert added.scan_embed is not None
+    x, lead, elevation, rank = arguments(SMALL, batch=1)
+    plain = TopoFlow(SMALL).double().eval()
+    plain.load_state_dict({name: value for name, value in added.state_dict().items() if name != "scan_embed"})
+    raster = torch.arange(rank.shape[1])[None]
+    with torch.no_grad():
+        plain.pos_embed += added.scan_embed[:, rank[0]]
+        torch.testing.assert_close(added(x, lead, elevation, rank), plain(x, lead, elevation, raster))
+        plain.pos_embed.copy_(added.pos_embed)
+        added.scan_embed.zero_()
+        torch.testing.assert_close(added(x, lead, elevation, rank), plain(x, lead, elevation, raster))
+    assert not TopoFlow(replace(SMALL, scan_added=True)).scan_embed.any()  # type: ignore[union-attr]
+
+
 def test_patch_mean() -> None:
     fields = torch.arange(48.0).view(2, 4, 6)
     assert patch_mean(fields, 2).tolist() == [[3.5, 5.5, 7.5, 15.5, 17.5, 19.5], [27.5, 29.5, 31.5, 39.5, 41.5, 43.5]]

@@ -30,6 +30,7 @@ class Architecture:
     first_block_dropout: float = 0.0  # of attention, projection and MLP there
     embedding_norm: bool = False  # a LayerNorm of every variable's token
     leads: tuple[int, ...] = ()  # where the analysis is added to the output, with a weight for each target and lead time
+    scan_added: bool = False  # positions along the wind have a table of their own, beside that of the patches' places
     sources: tuple[str, ...] = ()  # factors of the sources along the paths of the air
     recompute: str = "none"  # none | attention | blocks: what is computed again in the backward pass instead of kept
 
@@ -77,6 +78,7 @@ def parameter_count(arch: Architecture) -> int:
     head = 2 * (width * width + width) + (width + 1) * variables * area
     added = len(arch.leads) * len(arch.target_channels)
     biases = int(arch.elevation_bias != "none") + RELATIVE_BUCKETS**2 * arch.heads * int(arch.relative_position)
+    added += rows * cols * width * int(arch.scan_added)
     if arch.sources:
         added += len(arch.target_channels) * (1 + len(arch.sources) * arch.grid[0] * arch.grid[1])
     return embedding + aggregation + lead_time + arch.depth * block + biases + 2 * width + head + added

@@ -22,7 +22,7 @@ from trainer.model.layers import DropPath, Mlp, trunc_normal_
 from trainer.model.sources import Sources
 
 # Parameters with more than one dimension that need not vary.
-START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight", "source_maps")
+START_AT_ZERO = ("var_query", "proj_biases", "analysis_weight", "source_maps", "scan_embed")
 
 
 class Block(nn.Module):
@@ -58,6 +58,7 @@ class TopoFlow(nn.Module):
 
     head_rows: Tensor
     leads: Tensor
+    scan_embed: Tensor | None
     analysis_weight: Tensor | None
     sources: Sources | None
 
@@ -72,6 +73,7 @@ class TopoFlow(nn.Module):
         self.var_embed = nn.Parameter(torch.empty(1, arch.variables, arch.width))
         self.var_query = nn.Parameter(torch.zeros(1, 1, arch.width))
         self.pos_embed = nn.Parameter(torch.empty(1, rows * cols, arch.width))
+        self.scan_embed = nn.Parameter(torch.zeros(1, rows * cols, arch.width)) if arch.scan_added else None
         self.token_embeds = VariablePatchEmbedding(arch.variables, arch.patch, arch.width, arch.init_std, arch.embedding_norm)
         self.var_agg = VariableAggregation(arch.width, arch.heads)
         self.lead_time_embed = nn.Linear(1, arch.width)
@@ -141,7 +143,10 @@ class TopoFlow(nn.Module):
         scores, values, bias = self.var_agg(self.var_query, table)
         pixels = self._pixels(x)
         tokens = embed_and_aggregate(pixels if form is None else normalised(pixels, form), scores, values, bias, dtype)
-        tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
+        if self.scan_embed is None:
+            tokens = tokens + PositionsAlongWind.apply(self.pos_embed[0], rank)
+        else:
+            tokens = tokens + self.pos_embed + PositionsAlongWind.apply(self.scan_embed[0], rank)
         tokens = tokens + self.lead_time_embed(lead_hours[:, None].to(dtype))[:, None]
         tokens = self.dropout(tokens)
         elevation = elevation.expand(len(x), -1)

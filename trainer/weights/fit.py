@@ -22,8 +22,9 @@ from trainer.model.topoflow import START_AT_ZERO, TopoFlow
 from trainer.weights.reading import Weights
 from trainer.weights.report import ImportReport, match
 
-CHANNELS, TARGETS, LEADS = "data.inputs", "data.targets", "data.lead_hours"
-SHARES = "analysis_weight"  # a row for every target, a column for every lead time
+CHANNELS, TARGETS, LEADS, FACTORS = "data.inputs", "data.targets", "data.lead_hours", "model.sources"
+# Parameters whose rows, and columns, stand for names of these lists.
+PLACED = {"analysis_weight": (TARGETS, LEADS), "sources.source_maps": (TARGETS, FACTORS), "sources.log_lifetime": (TARGETS,)}
 # name -> the dimension that counts channels; rows of the head are (pixels of a patch, channels)
 ALONG = {"var_embed": 1, "token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0}
 ALONG |= {"head.4.weight": 1, "head.4.bias": 1}
@@ -42,7 +43,10 @@ def meaning(run: Run) -> Meaning:
         "model.heads": run.model.heads,
         "model.predict": run.model.predict,
         "wind_scan.mode": run.wind_scan.mode,
+        FACTORS: list(run.model.sources),
     }
+    if run.wind_scan.positions != "replace":
+        settings["wind_scan.positions"] = run.wind_scan.positions
     if run.model.elevation_bias != "none":
         settings["model.elevation_bias"] = run.model.elevation_bias
         settings["model.bias_floor"] = run.architecture().bias_floor
@@ -110,15 +114,13 @@ def fit(
     channels, unclear = _channels(weights, source, count, now[CHANNELS], before.get(CHANNELS))
     if channels is not None and channels != now[CHANNELS]:
         state = _by_channel(state, own, channels, now[CHANNELS])
-    lacking = _place_shares(state, now, before)
-    if lacking and SHARES in source.allow_missing:
-        del state[SHARES]
-        lacking = ""
+    lacking = {name: why for name in PLACED if (why := _place(state, name, now, before))}
+    for name in [name for name in lacking if name.split(".")[-1] in source.allow_missing]:
+        del state[name], lacking[name]
     parameters = {name: t.shape for name, t in own.items() if name.split(".")[-1] != "H_scale"}
     constant = None if weights.record else START_AT_ZERO
     tensors, report = match(weights.source, state, parameters, source.allow_missing, constant)
-    if lacking and SHARES in own:
-        report.unfit[SHARES] = lacking
+    report.unfit |= {name: why for name, why in lacking.items() if name in own}
     for scale in scales:
         if scale.numel() != 1 or float(scale) != 1000.0:
             report.misshapen["H_scale"] = f"{scale.flatten()[:2].tolist()} m there, 1000 m here"
@@ -192,27 +194,27 @@ def _by_channel(state: dict[str, Tensor], own: dict[str, Tensor], before: list[s
     return moved
 
 
-def _place_shares(state: dict[str, Tensor], now: Meaning, before: Meaning) -> str:
-    """Bring the share of the analysis' anomaly to its place, by name; or say why that fails."""
-    for dim, key in enumerate((TARGETS, LEADS)):
+def _place(state: dict[str, Tensor], name: str, now: Meaning, before: Meaning) -> str:
+    """Bring rows and columns of a parameter to their places, by what they stand for; or say why that fails."""
+    for dim, key in enumerate(PLACED[name]):
         known = list(before.get(key) or now[key])
-        if SHARES not in state or known == now[key]:
+        if name not in state or known == now[key]:
             continue
         absent = [wanted for wanted in now[key] if wanted not in known]
         if absent:
             return (
-                f"was learned for {key} {known}, not for {absent}: where it may be missing, it is "
-                "fitted to the data when the run begins"
+                f"was learned for {key} {known}, not for {absent}: where it may be missing (init_from.allow_missing), it "
+                "is fitted or learned anew"
             )
         places = torch.tensor([known.index(wanted) for wanted in now[key]])
-        state[SHARES] = state[SHARES].index_select(dim, places)
+        state[name] = state[name].index_select(dim, places)
     return ""
 
 
 def _differences(now: Meaning, before: Meaning, channels: list[str] | None) -> dict[str, str]:
     """In what the weights were made otherwise, of what is not found by its name."""
     shared, found = set(now[CHANNELS]) & set(channels or ()), {}
-    for key in now.keys() & before.keys() - {CHANNELS, TARGETS, LEADS}:
+    for key in now.keys() & before.keys() - {CHANNELS, TARGETS, LEADS, FACTORS}:
         then, today = before[key], now[key]
         if key == "data.transform":
             then, today = ({k: x for k, x in each.items() if k in shared} for each in (then, today))
