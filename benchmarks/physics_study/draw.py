@@ -40,7 +40,7 @@ class Results:
             own, other = self.rows[blocking, variant, seed], self.rows.get((blocking, than, seed))
             if other is not None:
                 logs = [np.log(own["rmse"][region][str(lead)]) - np.log(other["rmse"][region][str(lead)]) for lead in leads]
-                found.append(100 * float(np.mean(logs)))
+                found.append(100 * (float(np.exp(np.mean(logs))) - 1))
         return found
 
     def alpha(self, blocking: int, variant: str, seed: int) -> float:

@@ -26,6 +26,7 @@ import torch
 
 from data import DataError
 from data.channels.channels import EVERY_H
+from data.process import locks
 from data.process.workers import results
 from data.process.written import write_text
 from data.store.layout import Store
@@ -112,14 +113,25 @@ def build(store: Store, path: Path, *, patch: int, hours: int, workers: int = 1)
     Hours that an older cache of the same store has are taken from there.
 
     Raises:
-        DataError: something else stands at `path`, or the grid is not regular.
+        DataError: something else stands at `path`, the grid is not regular, or another process builds it.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     if path.exists() and not (path / "manifest.json").exists():
         raise DataError(f"{path} exists and is no cache of paths: it is not replaced. Choose another --out.")
     geometry = geometry_of(store, patch, hours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = locks.hold(path.with_name(path.name + ".lock"))
+    except locks.Busy as busy:
+        raise DataError(f"{path} is being built by {busy}: wait for it, or end it.") from busy
+    with held:
+        _build(store, path, geometry, workers)
+    return open_cache(path, store, patch=patch, hours=0)
+
+
+def _build(store: Store, path: Path, geometry: PathGeometry, workers: int) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
     partial = path.with_name(path.name + ".partial")
     about = {"format": FORMAT, "geometry": asdict(geometry), "store_fingerprint": store.fingerprint}
     begun, stated = partial / "begun.json", json.dumps(about)
@@ -132,22 +144,24 @@ def build(store: Store, path: Path, *, patch: int, hours: int, workers: int = 1)
     tasks = [
         (store, geometry, partial, number, path if number in known else None)
         for number in range(len(starts))
-        if not (partial / f"{number}.done").exists()
+        if not ((partial / f"{number}.done").exists() and (partial / f"{number}.bin").exists())
     ]
     for _ in track(results(_write_piece, tasks, workers), "wind paths", total=len(tasks), console=Console(stderr=True)):
         pass
     hashes = [(partial / f"{number}.done").read_text() for number in range(len(starts))]
     with (partial / "paths.bin").open("wb") as joined:
         for number in range(len(starts)):
-            with (partial / f"{number}.bin").open("rb") as piece:
-                shutil.copyfileobj(piece, joined)
+            content = (partial / f"{number}.bin").read_bytes()
+            if hashlib.sha256(content).hexdigest() != hashes[number]:  # a node died before its page reached the disk
+                (partial / f"{number}.bin").unlink()
+                raise DataError(f"{partial}/{number}.bin is not what was written: run the same command again.")
+            joined.write(content)
             (partial / f"{number}.bin").unlink()
     write_text(partial / "manifest.json", json.dumps(about | {"piece_hours": store.shard_hours, "pieces": hashes}, indent=1))
     for left in (*partial.glob("*.done"), begun):
         left.unlink()
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
-    return open_cache(path, store, patch=patch, hours=0)
 
 
 def open_cache(path: str | Path, store: Store, *, patch: int, hours: int) -> PathCache:

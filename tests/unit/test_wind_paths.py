@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data import DataError
+from data.process import locks
 from data.store.layout import Store
 from data.store.reader import ShardReader
 from data.wind_paths import cache
@@ -151,6 +152,25 @@ def test_the_cache_is_the_same_for_any_number_of_workers_and_after_an_interrupti
         patched.setattr(cache, "_write_piece", killed)
         with pytest.raises(KeyboardInterrupt):
             cache.build(tiny, tmp_path / "two", patch=2, hours=12)
+    rename = cache.write_text
+
+    def killed_at_the_end(file: Path, text: str) -> None:
+        if file.name == "manifest.json":
+            raise KeyboardInterrupt
+        rename(file, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "write_text", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            cache.build(tiny, tmp_path / "two", patch=2, hours=12, workers=1)
+    (tmp_path / "two.partial" / "1.bin").write_bytes(b"of a node that died")
+    with pytest.raises(DataError, match="is not what was written: run the same command again"):
+        cache.build(tiny, tmp_path / "two", patch=2, hours=12)
+    with (
+        locks.hold(tmp_path / "two.lock"),
+        pytest.raises(DataError, match="is being built by process"),
+    ):
+        cache.build(tiny, tmp_path / "two", patch=2, hours=12)
     cache.build(tiny, tmp_path / "two", patch=2, hours=12, workers=2)
     for name in ("paths.bin", "manifest.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
