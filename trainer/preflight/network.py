@@ -162,6 +162,9 @@ def check_sensitivity(subject: Subject) -> str:
             changes["wind scan"] = model(x, lead, elevation, tokens - 1 - rank, *more)
         if subject.run.model.elevation_bias != "none":
             changes["elevation bias"] = model(x, lead, torch.zeros_like(elevation), rank, *more)
+        if model.sources is not None:  # whose maps are zero at the start
+            other = {"sources.source_maps": model.sources.source_maps + 1.0}
+            changes["sources"] = torch.func.functional_call(model, other, (x, lead, elevation, rank, *more))
     model.train()
     scale = float(plain.std())
     shares = {name: float((other - plain).abs().max()) / scale for name, other in changes.items()}
